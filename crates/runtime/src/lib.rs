@@ -4,6 +4,7 @@
 
 pub mod gguf;
 mod limits;
+pub mod model;
 pub mod source;
 
 pub use limits::Limits;
