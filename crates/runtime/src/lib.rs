@@ -2,7 +2,9 @@
 //! constrained output and the backends that compute.
 #![deny(unsafe_code)]
 
+pub mod backend;
 pub mod gguf;
+mod kv_cache;
 mod limits;
 pub mod model;
 pub mod source;

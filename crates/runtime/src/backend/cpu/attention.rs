@@ -1,0 +1,257 @@
+//! Causal attention over the pages of every sequence of the chunk.
+
+use std::collections::HashMap;
+
+use ondine_kernels::{
+    AttentionJob, AttentionParams, Epilogue, MatmulJob, matmul_group,
+    ops::{self, RopeParams, RopeTable, YarnParams, alibi_slopes},
+};
+
+use super::layer::{Projection, Source, for_each_row, normalise};
+use super::scratch::Scratch;
+use super::weights::{Matrix, MixerWeights, read_vector};
+use super::{Engine, Part};
+use crate::gguf::{ModelFile, ModelFileError};
+use crate::kv_cache::LayerState;
+use crate::model::{Attention, Mixer, ModelSpec, Rope, RopeFactors, RopeStyle};
+
+/// The rotation tables of all layers; layers that rotate alike share one.
+pub(super) struct RopeTables {
+    tables: Vec<RopeTable>,
+    of_layer: Vec<Option<usize>>,
+}
+
+impl RopeTables {
+    pub(super) fn new(
+        file: &ModelFile,
+        spec: &ModelSpec,
+        context: usize,
+    ) -> Result<Self, ModelFileError> {
+        let mut known: Vec<Rope> = Vec::new();
+        let mut tables = Vec::new();
+        let mut of_layer = Vec::new();
+        let mut vectors = HashMap::new();
+        for layer in &spec.layers {
+            let rope = match &layer.mixer {
+                Mixer::Attention(attention) => attention.rope.as_ref(),
+                Mixer::ShortConvolution(_) => None,
+            };
+            let Some(rope) = rope else {
+                of_layer.push(None);
+                continue;
+            };
+            let index = match known.iter().position(|other| other == rope) {
+                Some(index) => index,
+                None => {
+                    known.push(rope.clone());
+                    tables.push(table(file, rope, context, &mut vectors)?);
+                    known.len() - 1
+                }
+            };
+            of_layer.push(Some(index));
+        }
+        Ok(RopeTables { tables, of_layer })
+    }
+
+    fn of(&self, layer: usize) -> Option<&RopeTable> {
+        self.of_layer[layer].map(|index| &self.tables[index])
+    }
+}
+
+fn table(
+    file: &ModelFile,
+    rope: &Rope,
+    context: usize,
+    vectors: &mut HashMap<String, Vec<f32>>,
+) -> Result<RopeTable, ModelFileError> {
+    let name = match &rope.factors {
+        RopeFactors::None => None,
+        RopeFactors::Always(name) => Some(name),
+        RopeFactors::ByContext { short, long } => {
+            Some(if context > rope.original_context { long } else { short })
+        }
+    };
+    let factors = match name {
+        None => None,
+        Some(name) => {
+            let factors = match vectors.get(name) {
+                Some(factors) => factors.clone(),
+                None => read_vector(file, name, rope.dimensions / 2)?,
+            };
+            if factors.iter().any(|&factor| factor == 0.0 || !factor.is_finite()) {
+                return Err(ModelFileError::Tensor {
+                    tensor: name.clone(),
+                    what: "holds a frequency factor that is zero or not finite".into(),
+                });
+            }
+            vectors.insert(name.clone(), factors.clone());
+            Some(factors)
+        }
+    };
+    let params = RopeParams {
+        style: match rope.style {
+            RopeStyle::Adjacent => ops::RopeStyle::Norm,
+            RopeStyle::Halves => ops::RopeStyle::Neox,
+        },
+        rotary_dims: rope.dimensions,
+        frequency_base: rope.base,
+        frequency_scale: rope.frequency_scale,
+        frequency_factors: factors,
+        yarn: Some(YarnParams {
+            ext_factor: rope.extrapolation,
+            attn_factor: rope.attention_factor,
+            beta_fast: rope.beta_fast,
+            beta_slow: rope.beta_slow,
+            original_context: rope.original_context,
+        }),
+    };
+    Ok(RopeTable::new(&params, context))
+}
+
+/// `mixed = softmax(scale × q kᵀ) v` with the keys and values of the chunk appended to the pages.
+pub(super) fn attention<'e>(
+    engine: &'e Engine,
+    index: usize,
+    spec: &Attention,
+    parts: &mut [Part],
+    scratch: &mut Scratch,
+) -> Projection<'e> {
+    let MixerWeights::Attention {
+        query,
+        key,
+        value,
+        output,
+        query_norm,
+        key_norm,
+    } = &engine.weights.layers[index].mixer
+    else {
+        unreachable!("weights are loaded from the same description");
+    };
+    let rows = scratch.rows;
+    let query_width = spec.heads * spec.key_dim;
+    let key_width = spec.kv_heads * spec.key_dim;
+    let value_width = spec.kv_heads * spec.value_dim;
+    matmul_group(
+        &engine.context(),
+        &mut [
+            job(query, &mut scratch.query[..rows * query_width]),
+            job(key, &mut scratch.key[..rows * key_width]),
+            job(value, &mut scratch.value[..rows * value_width]),
+        ],
+        &scratch.input,
+    );
+    if let Some(limit) = spec.clamp {
+        for buffer in [&mut scratch.query, &mut scratch.key, &mut scratch.value] {
+            ops::clamp(engine.isa, buffer, -limit, limit);
+        }
+    }
+    if let (Some(norms), Some(query_weights), Some(key_weights)) =
+        (&spec.query_key_norm, query_norm, key_norm)
+    {
+        for (norm, weights, buffer, width) in [
+            (&norms.query, query_weights, &mut scratch.query, query_width),
+            (&norms.key, key_weights, &mut scratch.key, key_width),
+        ] {
+            let source = buffer[..rows * width].to_vec();
+            normalise(engine, norm, weights, &source, &mut buffer[..rows * width]);
+        }
+    }
+    if let Some(table) = engine.ropes.of(index) {
+        let positions = positions(parts, rows);
+        let isa = engine.isa;
+        for (buffer, width) in [
+            (&mut scratch.query, query_width),
+            (&mut scratch.key, key_width),
+        ] {
+            for_each_row(engine, &mut buffer[..rows * width], width, |row, heads| {
+                table.apply(isa, positions[row], heads, spec.key_dim);
+            });
+        }
+    }
+    for part in parts.iter_mut() {
+        let LayerState::Pages(pages) = &mut part.state.layers[index] else {
+            continue;
+        };
+        for (offset, row) in part.rows.clone().enumerate() {
+            pages.write(
+                part.first_position + offset,
+                &scratch.key[row * key_width..(row + 1) * key_width],
+                &scratch.value[row * value_width..(row + 1) * value_width],
+            );
+        }
+    }
+    attend(engine, index, spec, parts, scratch);
+    Projection {
+        matrix: output,
+        from: Source::Mixed,
+    }
+}
+
+fn attend(
+    engine: &Engine,
+    index: usize,
+    spec: &Attention,
+    parts: &[Part],
+    scratch: &mut Scratch,
+) {
+    let slopes = spec
+        .alibi_max_bias
+        .map(|max_bias| alibi_slopes(spec.heads, max_bias));
+    let params = AttentionParams {
+        heads: spec.heads,
+        kv_heads: spec.kv_heads,
+        head_dim_k: spec.key_dim,
+        head_dim_v: spec.value_dim,
+        scale: spec.scale,
+        softcap: spec.softcap,
+        window: spec.window,
+        alibi_slopes: slopes.as_deref(),
+    };
+    let views: Vec<_> = parts
+        .iter()
+        .filter_map(|part| match &part.state.layers[index] {
+            LayerState::Pages(pages) => Some((part, pages.view())),
+            LayerState::History(_) => None,
+        })
+        .collect();
+    let jobs: Vec<AttentionJob<'_>> = views
+        .iter()
+        .map(|(part, (pages, pages_start))| AttentionJob {
+            rows: part.rows.clone(),
+            first_position: part.first_position,
+            pages,
+            pages_start: *pages_start,
+            len: part.first_position + part.rows.len(),
+        })
+        .collect();
+    let rows = scratch.rows;
+    ondine_kernels::attention(
+        &engine.context(),
+        &params,
+        &jobs,
+        &scratch.query[..rows * spec.heads * spec.key_dim],
+        &mut scratch.mixed[..rows * spec.heads * spec.value_dim],
+    );
+}
+
+pub(super) fn job<'a>(matrix: &'a Matrix, out: &'a mut [f32]) -> MatmulJob<'a> {
+    MatmulJob {
+        w: &matrix.packed,
+        out,
+        epilogue: Epilogue {
+            bias: matrix.bias.as_deref(),
+            scale: 1.0,
+            accumulate: false,
+        },
+    }
+}
+
+fn positions(parts: &[Part], rows: usize) -> Vec<usize> {
+    let mut positions = vec![0; rows];
+    for part in parts {
+        for (offset, row) in part.rows.clone().enumerate() {
+            positions[row] = part.first_position + offset;
+        }
+    }
+    positions
+}

@@ -1,0 +1,404 @@
+//! The CPU backend: packed weights, paged keys and values, one thread pool.
+
+mod attention;
+mod convolution;
+mod feed_forward;
+mod layer;
+mod scratch;
+mod weights;
+
+use std::collections::BTreeMap;
+use std::io::{Read, Write};
+use std::ops::Range;
+use std::sync::Arc;
+
+use ondine_kernels::{Context, Isa, KvShape, ThreadPool};
+
+use super::{
+    Backend, BackendError, Decoder, DeviceReport, Fit, LoadOptions, MemoryReport, Run, Scored,
+    Scores, SequenceId, Unavailable,
+};
+use crate::gguf::ModelFile;
+use crate::kv_cache::{History, LayerState, PageList, SequenceState};
+use crate::model::{Mixer, ModelSpec};
+use attention::RopeTables;
+use scratch::Scratch;
+use weights::Weights;
+
+/// Rows whose logits are computed together: enough to read the head's weights rarely, few enough
+/// that a large vocabulary's logits stay small.
+const HEAD_ROWS: usize = 8;
+
+/// Runs models on the processor's cores.
+#[derive(Debug, Clone)]
+pub struct CpuBackend {
+    isa: Isa,
+}
+
+impl CpuBackend {
+    /// The best instruction set of this processor, or the one that `ONDINE_ISA` names.
+    ///
+    /// # Errors
+    /// When `ONDINE_ISA` names something unknown or absent.
+    pub fn from_environment() -> Result<Self, Unavailable> {
+        match std::env::var("ONDINE_ISA") {
+            Ok(name) if !name.is_empty() => Isa::from_name(&name)
+                .map(CpuBackend::with_isa)
+                .map_err(|error| Unavailable::NotPresent(format!("ONDINE_ISA: {error}"))),
+            _ => Ok(CpuBackend::with_isa(Isa::detect())),
+        }
+    }
+
+    /// A backend that uses `isa`.
+    pub fn with_isa(isa: Isa) -> Self {
+        CpuBackend { isa }
+    }
+
+    /// The instruction set in use.
+    pub fn isa(&self) -> Isa {
+        self.isa
+    }
+
+    fn report(&self, threads: usize) -> DeviceReport {
+        DeviceReport {
+            backend: "cpu".into(),
+            device: self.isa.name().into(),
+            threads,
+        }
+    }
+}
+
+impl Backend for CpuBackend {
+    fn name(&self) -> &str {
+        "cpu"
+    }
+
+    fn probe(&self) -> Result<DeviceReport, Unavailable> {
+        Ok(self.report(available_threads()))
+    }
+
+    fn fits(&self, spec: &ModelSpec, options: &LoadOptions) -> Result<Fit, Unavailable> {
+        let context = options.context.unwrap_or(spec.context_length) as u64;
+        let elements = spec.kv_elements_per_position() as u64;
+        Ok(Fit {
+            weights: 0,
+            kv: elements * context * options.kv_type.bits_per_element() as u64 / 8,
+        })
+    }
+
+    fn load(
+        &self,
+        file: &ModelFile,
+        spec: &Arc<ModelSpec>,
+        options: &LoadOptions,
+    ) -> Result<Box<dyn Decoder>, BackendError> {
+        let threads = options.threads.unwrap_or_else(available_threads).max(1);
+        let pool = ThreadPool::new(threads);
+        let mut context = options.context.unwrap_or(spec.context_length).max(1);
+        if let Some(positions) = &spec.position_embedding {
+            context = context.min(positions.rows);
+        }
+        let weights = Weights::load(file, spec)?;
+        let ropes = RopeTables::new(file, spec, context)?;
+        Ok(Box::new(CpuDecoder {
+            device: self.report(pool.threads()),
+            engine: Engine {
+                spec: spec.clone(),
+                weights,
+                ropes,
+                isa: self.isa,
+                pool,
+            },
+            context,
+            chunk: options.chunk.max(1),
+            shape_options: options.clone(),
+            sequences: BTreeMap::new(),
+            next_sequence: 0,
+            scratch: Scratch::default(),
+        }))
+    }
+}
+
+/// One thread per core that this process may use.
+pub fn available_threads() -> usize {
+    std::thread::available_parallelism().map_or(1, usize::from)
+}
+
+/// What does not change while a model runs.
+struct Engine {
+    spec: Arc<ModelSpec>,
+    weights: Weights,
+    ropes: RopeTables,
+    isa: Isa,
+    pool: ThreadPool,
+}
+
+impl Engine {
+    fn context(&self) -> Context<'_> {
+        Context {
+            isa: self.isa,
+            pool: &self.pool,
+        }
+    }
+}
+
+/// A part of a chunk: consecutive tokens of one sequence.
+struct Part {
+    state: SequenceState,
+    /// Rows of the chunk's buffers.
+    rows: Range<usize>,
+    /// Position of the first row.
+    first_position: usize,
+}
+
+struct CpuDecoder {
+    device: DeviceReport,
+    engine: Engine,
+    context: usize,
+    chunk: usize,
+    shape_options: LoadOptions,
+    sequences: BTreeMap<SequenceId, SequenceState>,
+    next_sequence: u64,
+    scratch: Scratch,
+}
+
+impl Decoder for CpuDecoder {
+    fn spec(&self) -> &Arc<ModelSpec> {
+        &self.engine.spec
+    }
+
+    fn device(&self) -> &DeviceReport {
+        &self.device
+    }
+
+    fn context_length(&self) -> usize {
+        self.context
+    }
+
+    fn start(&mut self) -> SequenceId {
+        let state = self.empty_state();
+        self.insert(state)
+    }
+
+    fn stop(&mut self, sequence: SequenceId) {
+        self.sequences.remove(&sequence);
+    }
+
+    fn length(&self, sequence: SequenceId) -> usize {
+        self.sequences
+            .get(&sequence)
+            .map_or(0, |state| state.length)
+    }
+
+    fn forward(
+        &mut self,
+        batch: &[Run<'_>],
+        scores: &mut dyn FnMut(Scored<'_>),
+    ) -> Result<(), BackendError> {
+        self.check(batch)?;
+        let mut chunk = Vec::new();
+        let mut rows = 0;
+        for (index, run) in batch.iter().enumerate() {
+            let mut start = 0;
+            while start < run.tokens.len() {
+                let repeated = chunk
+                    .iter()
+                    .any(|(other, _): &(usize, Range<usize>)| batch[*other].sequence == run.sequence);
+                if rows == self.chunk || repeated {
+                    self.forward_chunk(batch, &chunk, scores);
+                    chunk.clear();
+                    rows = 0;
+                }
+                let end = run.tokens.len().min(start + self.chunk - rows);
+                chunk.push((index, start..end));
+                rows += end - start;
+                start = end;
+            }
+        }
+        if rows > 0 {
+            self.forward_chunk(batch, &chunk, scores);
+        }
+        Ok(())
+    }
+
+    fn truncate(&mut self, sequence: SequenceId, length: usize) -> usize {
+        self.sequences
+            .get_mut(&sequence)
+            .map_or(0, |state| state.truncate(length))
+    }
+
+    fn fork(&mut self, sequence: SequenceId) -> Result<SequenceId, BackendError> {
+        let state = self
+            .sequences
+            .get(&sequence)
+            .ok_or(BackendError::UnknownSequence(sequence))?
+            .clone();
+        Ok(self.insert(state))
+    }
+
+    fn save(&self, sequence: SequenceId, out: &mut dyn Write) -> Result<(), BackendError> {
+        let state = self
+            .sequences
+            .get(&sequence)
+            .ok_or(BackendError::UnknownSequence(sequence))?;
+        Ok(state.save(out)?)
+    }
+
+    fn restore(
+        &mut self,
+        length: usize,
+        input: &mut dyn Read,
+    ) -> Result<SequenceId, BackendError> {
+        if length > self.context {
+            return Err(BackendError::ContextFull {
+                wanted: length,
+                context: self.context,
+            });
+        }
+        let mut state = self.empty_state();
+        state
+            .load(length, input)
+            .map_err(|error| BackendError::State(error.to_string()))?;
+        Ok(self.insert(state))
+    }
+
+    fn memory(&self) -> MemoryReport {
+        MemoryReport {
+            weights: self.engine.weights.bytes(),
+            kv: self.sequences.values().map(SequenceState::bytes).sum(),
+            scratch: self.scratch.bytes(),
+        }
+    }
+}
+
+impl CpuDecoder {
+    fn insert(&mut self, state: SequenceState) -> SequenceId {
+        let id = SequenceId(self.next_sequence);
+        self.next_sequence += 1;
+        self.sequences.insert(id, state);
+        id
+    }
+
+    fn empty_state(&self) -> SequenceState {
+        let spec = &self.engine.spec;
+        let layers = spec.layers.iter().map(|layer| match &layer.mixer {
+            Mixer::Attention(attention) => LayerState::Pages(PageList::new(
+                KvShape {
+                    kv_heads: attention.kv_heads,
+                    head_dim_k: attention.key_dim,
+                    head_dim_v: attention.value_dim,
+                    kv_type: self.shape_options.kv_type,
+                },
+                attention.window,
+            )),
+            Mixer::ShortConvolution(convolution) => {
+                LayerState::History(History::new(spec.embedding, convolution.taps))
+            }
+        });
+        SequenceState {
+            length: 0,
+            layers: layers.collect(),
+        }
+    }
+
+    /// Refuses a batch that cannot be computed, before anything is changed.
+    fn check(&self, batch: &[Run<'_>]) -> Result<(), BackendError> {
+        let vocabulary = self.engine.spec.vocabulary;
+        let mut lengths = BTreeMap::new();
+        for run in batch {
+            let state = self
+                .sequences
+                .get(&run.sequence)
+                .ok_or(BackendError::UnknownSequence(run.sequence))?;
+            let length = lengths.entry(run.sequence).or_insert(state.length);
+            *length += run.tokens.len();
+            if *length > self.context {
+                return Err(BackendError::ContextFull {
+                    wanted: *length,
+                    context: self.context,
+                });
+            }
+            if let Some(&token) = run.tokens.iter().find(|&&t| t as usize >= vocabulary) {
+                return Err(BackendError::UnknownToken { token, vocabulary });
+            }
+        }
+        Ok(())
+    }
+
+    /// Computes at most `self.chunk` tokens, given as (run, tokens of the run), each sequence once.
+    fn forward_chunk(
+        &mut self,
+        batch: &[Run<'_>],
+        chunk: &[(usize, Range<usize>)],
+        scores: &mut dyn FnMut(Scored<'_>),
+    ) {
+        let mut parts = Vec::with_capacity(chunk.len());
+        let mut rows = 0;
+        for (run, tokens) in chunk {
+            let Some(state) = self.sequences.remove(&batch[*run].sequence) else {
+                continue;
+            };
+            parts.push(Part {
+                first_position: state.length,
+                rows: rows..rows + tokens.len(),
+                state,
+            });
+            rows += tokens.len();
+        }
+        let tokens: Vec<u32> = chunk
+            .iter()
+            .flat_map(|(run, tokens)| &batch[*run].tokens[tokens.clone()])
+            .copied()
+            .collect();
+
+        self.scratch.resize(&self.engine.spec, rows);
+        layer::embed(&self.engine, &tokens, &parts, &mut self.scratch);
+        for index in 0..self.engine.spec.layers.len() {
+            layer::layer(&self.engine, index, &mut parts, &mut self.scratch);
+        }
+        for part in &mut parts {
+            part.state.length += part.rows.len();
+            let length = part.state.length;
+            for layer in &mut part.state.layers {
+                if let LayerState::Pages(pages) = layer {
+                    pages.drop_unseen(length);
+                }
+            }
+        }
+        for (part, (run, _)) in parts.into_iter().zip(chunk) {
+            self.sequences.insert(batch[*run].sequence, part.state);
+        }
+        self.score(batch, chunk, scores);
+    }
+
+    /// Logits of the rows that were asked for.
+    fn score(
+        &mut self,
+        batch: &[Run<'_>],
+        chunk: &[(usize, Range<usize>)],
+        scores: &mut dyn FnMut(Scored<'_>),
+    ) {
+        let wanted: Vec<(usize, usize, usize)> = chunk
+            .iter()
+            .flat_map(|(run, tokens)| tokens.clone().map(move |token| (*run, token)))
+            .enumerate()
+            .filter(|(_, (run, token))| {
+                let run = &batch[*run];
+                run.wanted.includes(*token, run.tokens.len())
+            })
+            .map(|(row, (run, token))| (row, run, token))
+            .collect();
+        for group in wanted.chunks(HEAD_ROWS) {
+            let rows: Vec<usize> = group.iter().map(|(row, ..)| *row).collect();
+            let vocabulary = self.engine.spec.vocabulary;
+            let logits = layer::logits(&self.engine, &rows, &mut self.scratch);
+            for ((_, run, token), logits) in group.iter().zip(logits.chunks_exact_mut(vocabulary)) {
+                scores(Scored {
+                    run: *run,
+                    token: *token,
+                    scores: Scores::All(logits),
+                });
+            }
+        }
+    }
+}

@@ -1,0 +1,284 @@
+//! Where a model computes.
+//!
+//! The seam is the whole decoder, not single operations: accelerators run compiled graphs. A
+//! [`Backend`] says what is there and loads a model; the [`Decoder`] it gives keeps the keys and
+//! values of several sequences. Tokens are the truth: whatever a decoder loses can be computed again
+//! from them, on this backend or on another.
+
+pub mod cpu;
+
+use std::io;
+use std::sync::Arc;
+
+use thiserror::Error;
+
+use crate::Limits;
+use crate::gguf::{ModelFile, ModelFileError};
+use crate::model::ModelSpec;
+
+pub use ondine_kernels::KvType;
+
+/// A place where models can run.
+pub trait Backend: Send + Sync {
+    /// Short name, such as `cpu`.
+    fn name(&self) -> &str;
+
+    /// What the device is, or why it cannot be used.
+    ///
+    /// # Errors
+    /// A typed reason.
+    fn probe(&self) -> Result<DeviceReport, Unavailable>;
+
+    /// Whether and how `spec` fits, before anything is loaded.
+    ///
+    /// # Errors
+    /// What the device lacks.
+    fn fits(&self, spec: &ModelSpec, options: &LoadOptions) -> Result<Fit, Unavailable>;
+
+    /// Prepares the model's weights and gives a decoder without sequences.
+    ///
+    /// # Errors
+    /// See [`BackendError`].
+    fn load(
+        &self,
+        file: &ModelFile,
+        spec: &Arc<ModelSpec>,
+        options: &LoadOptions,
+    ) -> Result<Box<dyn Decoder>, BackendError>;
+}
+
+/// A loaded model that owns the keys and values of its sequences.
+pub trait Decoder: Send {
+    /// The model.
+    fn spec(&self) -> &Arc<ModelSpec>;
+
+    /// What it runs on, for reports: backend and instruction set.
+    fn device(&self) -> &DeviceReport;
+
+    /// Tokens that one sequence can hold.
+    fn context_length(&self) -> usize;
+
+    /// Begins an empty sequence.
+    fn start(&mut self) -> SequenceId;
+
+    /// Forgets a sequence; unknown ones are ignored.
+    fn stop(&mut self, sequence: SequenceId);
+
+    /// Tokens the sequence holds.
+    fn length(&self, sequence: SequenceId) -> usize;
+
+    /// Appends tokens to sequences and hands the scores that were asked for to `scores`, in order.
+    ///
+    /// # Errors
+    /// [`BackendError::ContextFull`] before anything is changed when a sequence would grow beyond
+    /// the context; otherwise see [`BackendError`].
+    fn forward(
+        &mut self,
+        batch: &[Run<'_>],
+        scores: &mut dyn FnMut(Scored<'_>),
+    ) -> Result<(), BackendError>;
+
+    /// Shortens a sequence to at most `length` tokens and returns how many it now holds: fewer than
+    /// asked for when what it needs to go on from there was already dropped (a sliding window, a
+    /// convolution's state). The caller then computes the difference again.
+    fn truncate(&mut self, sequence: SequenceId, length: usize) -> usize;
+
+    /// Begins a sequence that shares the whole content of another one.
+    ///
+    /// # Errors
+    /// [`BackendError::UnknownSequence`].
+    fn fork(&mut self, sequence: SequenceId) -> Result<SequenceId, BackendError>;
+
+    /// Writes a sequence's state, so that [`Decoder::restore`] continues from it.
+    ///
+    /// # Errors
+    /// When the sequence is unknown or the writer fails.
+    fn save(&self, sequence: SequenceId, out: &mut dyn io::Write) -> Result<(), BackendError>;
+
+    /// Reads what [`Decoder::save`] wrote, as a new sequence of `length` tokens.
+    ///
+    /// # Errors
+    /// When the state is not of this model and these options, or damaged.
+    fn restore(
+        &mut self,
+        length: usize,
+        input: &mut dyn io::Read,
+    ) -> Result<SequenceId, BackendError>;
+
+    /// Bytes held at present.
+    fn memory(&self) -> MemoryReport;
+}
+
+/// Tokens to append to one sequence.
+#[derive(Debug, Clone, Copy)]
+pub struct Run<'a> {
+    /// Which sequence.
+    pub sequence: SequenceId,
+    /// What to append.
+    pub tokens: &'a [u32],
+    /// For which of these tokens the scores of the next one are wanted.
+    pub wanted: Wanted,
+}
+
+/// For which tokens of a [`Run`] scores are wanted.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Wanted {
+    /// None: only keys and values are kept.
+    Nothing,
+    /// The last one.
+    Last,
+    /// Those from this index on.
+    From(usize),
+}
+
+impl Wanted {
+    /// Whether the scores after token `index` of `length` are wanted.
+    pub fn includes(self, index: usize, length: usize) -> bool {
+        match self {
+            Wanted::Nothing => false,
+            Wanted::Last => index + 1 == length,
+            Wanted::From(first) => index >= first,
+        }
+    }
+}
+
+/// Scores of the token that follows.
+#[derive(Debug)]
+pub struct Scored<'a> {
+    /// Index of the run in the batch.
+    pub run: usize,
+    /// Index of the token in the run.
+    pub token: usize,
+    /// Logits.
+    pub scores: Scores<'a>,
+}
+
+/// Logits of all tokens, or of the best ones.
+#[derive(Debug)]
+pub enum Scores<'a> {
+    /// One logit per token of the vocabulary. May be changed by the receiver.
+    All(&'a mut [f32]),
+    /// The highest, as (token, logit), highest first.
+    Candidates(&'a [(u32, f32)]),
+}
+
+/// Names a sequence of a [`Decoder`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct SequenceId(pub u64);
+
+/// How a model is loaded.
+#[derive(Debug, Clone)]
+pub struct LoadOptions {
+    /// Tokens a sequence can hold; `None` is the model's own length.
+    pub context: Option<usize>,
+    /// Threads; `None` is one per core.
+    pub threads: Option<usize>,
+    /// Element type of keys and values.
+    pub kv_type: KvType,
+    /// Tokens computed together at most.
+    pub chunk: usize,
+    /// Bounds for everything read from files.
+    pub limits: Limits,
+}
+
+impl Default for LoadOptions {
+    fn default() -> Self {
+        LoadOptions {
+            context: None,
+            threads: None,
+            kv_type: KvType::F16,
+            chunk: 256,
+            limits: Limits::default(),
+        }
+    }
+}
+
+/// What a device is.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct DeviceReport {
+    /// Backend name.
+    pub backend: String,
+    /// Instruction set or device name.
+    pub device: String,
+    /// Threads it uses.
+    pub threads: usize,
+}
+
+/// What loading a model will take.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Fit {
+    /// Bytes of weights.
+    pub weights: u64,
+    /// Bytes of keys and values of one sequence at full length.
+    pub kv: u64,
+}
+
+/// Bytes held by a decoder.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct MemoryReport {
+    /// Packed weights.
+    pub weights: u64,
+    /// Keys and values of all sequences.
+    pub kv: u64,
+    /// Working buffers.
+    pub scratch: u64,
+}
+
+/// Why a backend cannot be used.
+#[derive(Debug, Clone, Error, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum Unavailable {
+    /// There is no such device or instruction set.
+    #[error("{0}")]
+    NotPresent(String),
+    /// The model needs something that the device does not do.
+    #[error("{0}")]
+    Unsupported(String),
+    /// It needs more memory than there is.
+    #[error("needs {needed} bytes where {available} are free")]
+    OutOfMemory {
+        /// Bytes needed.
+        needed: u64,
+        /// Bytes there are.
+        available: u64,
+    },
+}
+
+/// Why a backend failed.
+#[derive(Debug, Error)]
+#[non_exhaustive]
+pub enum BackendError {
+    /// The backend cannot be used at all.
+    #[error(transparent)]
+    Unavailable(#[from] Unavailable),
+    /// The model file is at fault.
+    #[error(transparent)]
+    File(#[from] ModelFileError),
+    /// The sequence would grow beyond the context.
+    #[error(
+        "{wanted} tokens do not fit into the context of {context}; raise --ctx, shorten the prompt or choose --context-overflow shift"
+    )]
+    ContextFull {
+        /// Tokens it would hold.
+        wanted: usize,
+        /// Tokens it can hold.
+        context: usize,
+    },
+    /// A token id that the model does not have.
+    #[error("token {token} is not in the vocabulary of {vocabulary} tokens")]
+    UnknownToken {
+        /// The id.
+        token: u32,
+        /// Size of the vocabulary.
+        vocabulary: usize,
+    },
+    /// No such sequence.
+    #[error("sequence {0:?} does not exist")]
+    UnknownSequence(SequenceId),
+    /// Saved state that does not belong here.
+    #[error("saved state {0}")]
+    State(String),
+    /// Reading or writing saved state failed.
+    #[error("saved state cannot be read or written: {0}")]
+    Io(#[from] io::Error),
+}
