@@ -1,1 +1,10 @@
-//! runtime
+//! From prompt to text: model files, tokenizer, chat template, KV cache, decoding loop, sampling,
+//! constrained output and the backends that compute.
+#![deny(unsafe_code)]
+
+pub mod gguf;
+mod limits;
+pub mod model;
+pub mod source;
+
+pub use limits::Limits;

@@ -1,0 +1,62 @@
+//! GGUF model files, versions 2 and 3, whole or split.
+//!
+//! Layout (specification: `docs/gguf.md` of the ggml project): magic `GGUF`, version, tensor count,
+//! metadata count; the metadata entries; the tensor table; padding to `general.alignment`; tensor
+//! data. All integers are little-endian.
+
+mod cursor;
+mod file;
+mod metadata;
+mod writer;
+
+pub use file::{ModelFile, TensorInfo};
+pub use metadata::{Array, ElementType, Metadata, StringIter, Value};
+pub use writer::HeaderWriter;
+
+use thiserror::Error;
+
+/// Why a model file was refused.
+#[derive(Debug, Error)]
+#[non_exhaustive]
+pub enum ModelFileError {
+    /// The medium failed.
+    #[error("{file}: cannot be read: {source}")]
+    Io {
+        /// File the read was for.
+        file: String,
+        /// What the operating system said.
+        source: std::io::Error,
+    },
+    /// The file ends before what it declares.
+    #[error("{file}: ends inside {what}; the download may be incomplete, fetch the file again")]
+    Truncated {
+        /// File that is too short.
+        file: String,
+        /// What was being read.
+        what: String,
+    },
+    /// Something declared by the file cannot be true or is beyond [`crate::Limits`].
+    #[error("{file}: {what}")]
+    Invalid {
+        /// File at fault.
+        file: String,
+        /// What is wrong, and what to do about it.
+        what: String,
+    },
+    /// A metadata entry that the model needs is missing or has the wrong type.
+    #[error("metadata `{key}`: {what}")]
+    Metadata {
+        /// Key of the entry.
+        key: String,
+        /// What is wrong with it.
+        what: String,
+    },
+    /// A tensor is missing or has the wrong shape or type.
+    #[error("tensor `{tensor}`: {what}")]
+    Tensor {
+        /// Name of the tensor.
+        tensor: String,
+        /// What is wrong with it.
+        what: String,
+    },
+}
