@@ -1,1 +1,12 @@
-//! kernels
+//! Compute kernels: float operations, attention over a paged key-value cache, and the thread pool that runs them.
+//!
+//! Every kernel exists as portable scalar code and as vector code. [`Isa`] says which one runs; it is chosen once,
+//! at run time. Unsafe code lives in `arch` only.
+
+pub mod arch;
+pub mod attention;
+mod isa;
+pub mod ops;
+
+pub use arch::threads::ThreadPool;
+pub use isa::{Isa, IsaError};
