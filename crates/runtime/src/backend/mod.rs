@@ -89,6 +89,9 @@ pub trait Decoder: Send {
     /// [`BackendError::UnknownSequence`].
     fn fork(&mut self, sequence: SequenceId) -> Result<SequenceId, BackendError>;
 
+    /// What, besides the model, the bytes of [`Decoder::save`] depend on.
+    fn state_form(&self) -> String;
+
     /// Writes a sequence's state, so that [`Decoder::restore`] continues from it.
     ///
     /// # Errors

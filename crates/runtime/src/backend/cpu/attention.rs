@@ -19,6 +19,7 @@ use crate::model::{Attention, Mixer, ModelSpec, Rope, RopeFactors, RopeStyle};
 pub(super) struct RopeTables {
     tables: Vec<RopeTable>,
     of_layer: Vec<Option<usize>>,
+    by_context: bool,
 }
 
 impl RopeTables {
@@ -50,7 +51,19 @@ impl RopeTables {
             };
             of_layer.push(Some(index));
         }
-        Ok(RopeTables { tables, of_layer })
+        let by_context = known
+            .iter()
+            .any(|rope| matches!(rope.factors, RopeFactors::ByContext { .. }));
+        Ok(RopeTables {
+            tables,
+            of_layer,
+            by_context,
+        })
+    }
+
+    /// Whether another context length would rotate differently.
+    pub(super) fn depend_on_context(&self) -> bool {
+        self.by_context
     }
 
     fn of(&self, layer: usize) -> Option<&RopeTable> {

@@ -12,7 +12,7 @@ use std::io::{Read, Write};
 use std::ops::Range;
 use std::sync::Arc;
 
-use ondine_kernels::{Context, Isa, KvShape, ThreadPool};
+use ondine_kernels::{Context, Isa, KvShape, KvType, PAGE_TOKENS, ThreadPool};
 
 use super::{
     Backend, BackendError, Decoder, DeviceReport, Fit, LoadOptions, MemoryReport, Run, Scored,
@@ -111,7 +111,7 @@ impl Backend for CpuBackend {
             },
             context,
             chunk: options.chunk.max(1),
-            shape_options: options.clone(),
+            kv_type: options.kv_type,
             sequences: BTreeMap::new(),
             next_sequence: 0,
             scratch: Scratch::default(),
@@ -156,7 +156,7 @@ struct CpuDecoder {
     engine: Engine,
     context: usize,
     chunk: usize,
-    shape_options: LoadOptions,
+    kv_type: KvType,
     sequences: BTreeMap<SequenceId, SequenceState>,
     next_sequence: u64,
     scratch: Scratch,
@@ -236,6 +236,18 @@ impl Decoder for CpuDecoder {
         Ok(self.insert(state))
     }
 
+    fn state_form(&self) -> String {
+        // Long-rope chooses its factors by the context.
+        let context = match self.engine.ropes.depend_on_context() {
+            true => self.context,
+            false => 0,
+        };
+        format!(
+            "{:?} keys and values, pages of {PAGE_TOKENS}, context {context}",
+            self.kv_type
+        )
+    }
+
     fn save(&self, sequence: SequenceId, out: &mut dyn Write) -> Result<(), BackendError> {
         let state = self
             .sequences
@@ -287,7 +299,7 @@ impl CpuDecoder {
                     kv_heads: attention.kv_heads,
                     head_dim_k: attention.key_dim,
                     head_dim_v: attention.value_dim,
-                    kv_type: self.shape_options.kv_type,
+                    kv_type: self.kv_type,
                 },
                 attention.window,
             )),
