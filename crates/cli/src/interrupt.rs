@@ -21,3 +21,8 @@ pub fn install() {
 pub fn is_interrupted() -> bool {
     INTERRUPTED.load(Ordering::Relaxed)
 }
+
+/// Takes note that the interruption was dealt with.
+pub fn clear() {
+    INTERRUPTED.store(false, Ordering::Relaxed);
+}

@@ -99,3 +99,48 @@ fn draw(bar: &indicatif::ProgressBar, event: Event<'_>) {
         _ => {}
     }
 }
+
+/// A bar for work that is counted; nothing where progress is not shown.
+pub struct Bar {
+    #[cfg(feature = "pull")]
+    bar: Option<indicatif::ProgressBar>,
+}
+
+impl Bar {
+    /// A bar that counts `what`.
+    pub fn new(output: &Output, what: &str) -> Self {
+        #[cfg(not(feature = "pull"))]
+        let _ = (output, what);
+        Self {
+            #[cfg(feature = "pull")]
+            bar: output.shows_progress().then(|| {
+                let style = format!("{{bar:30}} {{pos}}/{{len}} {what} {{eta}} left {{msg}}");
+                let bar = indicatif::ProgressBar::new(0);
+                if let Ok(style) = indicatif::ProgressStyle::with_template(&style) {
+                    bar.set_style(style);
+                }
+                bar
+            }),
+        }
+    }
+
+    /// Shows that `done` of `all` is done.
+    pub fn set(&self, done: usize, all: usize, message: &str) {
+        #[cfg(not(feature = "pull"))]
+        let _ = (done, all, message);
+        #[cfg(feature = "pull")]
+        if let Some(bar) = &self.bar {
+            bar.set_length(all as u64);
+            bar.set_position(done as u64);
+            bar.set_message(message.to_owned());
+        }
+    }
+
+    /// Takes the bar away.
+    pub fn finish(&self) {
+        #[cfg(feature = "pull")]
+        if let Some(bar) = &self.bar {
+            bar.finish_and_clear();
+        }
+    }
+}

@@ -55,11 +55,7 @@ impl Model {
             let tokenizer = Tokenizer::from_hf_dir(path, limits)?;
             return Self::assemble(path, opened, tokenizer, limits);
         }
-        let path = if path.is_dir() {
-            only_gguf(path)?
-        } else {
-            path.to_owned()
-        };
+        let path = gguf_path(path)?;
         Self::from_file(&path, ModelFile::open(&path, limits)?, limits)
     }
 
@@ -191,6 +187,27 @@ impl Model {
                 ChatTemplate::fallback(fallback_for(&self.spec.architecture, &has), tokens)
             }
         }
+    }
+}
+
+/// Opens metadata and tensor table alone, of anything that [`Model::open`] opens.
+///
+/// # Errors
+/// [`ModelFileError`] says what is wrong.
+pub fn open_model_file(path: &Path, limits: &Limits) -> Result<ModelFile, ModelFileError> {
+    if path.is_dir() && path.join("config.json").is_file() {
+        hf::open(path, limits)
+    } else {
+        ModelFile::open(&gguf_path(path)?, limits)
+    }
+}
+
+/// `path` itself, or the one GGUF file in the directory `path`.
+fn gguf_path(path: &Path) -> Result<PathBuf, ModelFileError> {
+    if path.is_dir() {
+        only_gguf(path)
+    } else {
+        Ok(path.to_owned())
     }
 }
 

@@ -22,7 +22,8 @@ pub struct Perplexity {
 }
 
 /// Scores `tokens` in windows of `window` tokens, at most `most_windows` of them. `begin` replaces
-/// each window's first token. `progress` hears (windows done, windows in all, perplexity so far).
+/// each window's first token. `progress` hears (windows done, windows in all, perplexity so far) and
+/// says whether to go on.
 ///
 /// # Errors
 /// See [`BackendError`]. A text shorter than one window gives zero tokens.
@@ -32,11 +33,12 @@ pub fn perplexity(
     window: usize,
     most_windows: Option<usize>,
     begin: Option<u32>,
-    mut progress: impl FnMut(usize, usize, f64),
+    mut progress: impl FnMut(usize, usize, f64) -> bool,
 ) -> Result<Perplexity, BackendError> {
     let windows = tokens.len() / window.max(2);
     let windows = windows.min(most_windows.unwrap_or(windows));
     let (mut sum, mut sum_of_squares, mut count) = (0.0f64, 0.0f64, 0usize);
+    let mut done = 0;
     for (index, content) in tokens.chunks_exact(window.max(2)).take(windows).enumerate() {
         let mut content = content.to_vec();
         if let Some(begin) = begin {
@@ -59,7 +61,10 @@ pub fn perplexity(
         });
         decoder.stop(sequence);
         computed?;
-        progress(index + 1, windows, (sum / count.max(1) as f64).exp());
+        done = index + 1;
+        if !progress(done, windows, (sum / count.max(1) as f64).exp()) {
+            break;
+        }
     }
     let tokens = count.max(1) as f64;
     let nll = sum / tokens;
@@ -69,7 +74,7 @@ pub fn perplexity(
         ppl: nll.exp(),
         standard_error: (variance / (tokens - 1.0).max(1.0)).sqrt(),
         tokens: count,
-        windows,
+        windows: done,
     })
 }
 

@@ -4,13 +4,23 @@ use crate::error::CliError;
 use crate::output::Output;
 use clap::Subcommand;
 
+mod bench;
+mod chat;
 #[cfg(feature = "completions")]
 mod completions;
+mod detokenize;
+mod generate;
+mod inspect;
+mod load;
+mod logits;
 #[cfg(feature = "completions")]
 mod man;
 mod models;
+mod perplexity;
 #[cfg(feature = "pull")]
 mod pull;
+mod run;
+mod tokenize;
 
 /// One line per verb, in the order of the help text.
 #[derive(Debug, Subcommand)]
@@ -20,6 +30,22 @@ pub enum Command {
     Pull(pull::Args),
     /// List the models that are known by name
     Models(models::Args),
+    /// Answer one prompt
+    Run(run::Args),
+    /// Talk with a model
+    Chat(chat::Args),
+    /// Turn text into token ids
+    Tokenize(tokenize::Args),
+    /// Turn token ids into text
+    Detokenize(detokenize::Args),
+    /// Write the scores of every next token
+    Logits(logits::Args),
+    /// Measure how well a model predicts a text
+    Perplexity(perplexity::Args),
+    /// Measure how fast a model runs here
+    Bench(bench::Args),
+    /// Show what a model is
+    Inspect(inspect::Args),
     /// Print a completion script for a shell
     #[cfg(feature = "completions")]
     Completions(completions::Args),
@@ -37,6 +63,14 @@ pub fn run(command: Command, output: &mut Output) -> Result<(), CliError> {
         #[cfg(feature = "pull")]
         Command::Pull(args) => pull::run(&args, output),
         Command::Models(args) => models::run(&args, output),
+        Command::Run(args) => run::run(&args, output),
+        Command::Chat(args) => chat::run(&args, output),
+        Command::Tokenize(args) => tokenize::run(&args, output),
+        Command::Detokenize(args) => detokenize::run(&args, output),
+        Command::Logits(args) => logits::run(&args, output),
+        Command::Perplexity(args) => perplexity::run(&args, output),
+        Command::Bench(args) => bench::run(&args, output),
+        Command::Inspect(args) => inspect::run(&args, output),
         #[cfg(feature = "completions")]
         Command::Completions(args) => completions::run(&args, output),
         #[cfg(feature = "completions")]

@@ -221,6 +221,8 @@ pub struct Fit {
 pub struct MemoryReport {
     /// Packed weights.
     pub weights: u64,
+    /// Weights that one token reads: the head and all layers, of experts only the used ones.
+    pub read_per_token: u64,
     /// Keys and values of all sequences.
     pub kv: u64,
     /// Working buffers.

@@ -277,6 +277,7 @@ impl Decoder for CpuDecoder {
     fn memory(&self) -> MemoryReport {
         MemoryReport {
             weights: self.engine.weights.bytes(),
+            read_per_token: self.engine.weights.bytes_per_token(&self.engine.spec),
             kv: self.sequences.values().map(SequenceState::bytes).sum(),
             scratch: self.scratch.bytes(),
         }

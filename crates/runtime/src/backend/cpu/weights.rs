@@ -114,6 +114,58 @@ impl Weights {
     pub(super) fn bytes(&self) -> u64 {
         self.bytes
     }
+
+    /// Bytes of matrices that one token reads.
+    pub(super) fn bytes_per_token(&self, spec: &ModelSpec) -> u64 {
+        let layers = self.layers.iter().zip(&spec.layers).map(|(layer, spec)| {
+            let mixer = match &layer.mixer {
+                MixerWeights::Attention {
+                    query,
+                    key,
+                    value,
+                    output,
+                    ..
+                } => query.bytes() + key.bytes() + value.bytes() + output.bytes(),
+                MixerWeights::ShortConvolution { input, output, .. } => {
+                    input.bytes() + output.bytes()
+                }
+            };
+            let feed_forward = match (&layer.feed_forward, &spec.feed_forward) {
+                (FeedForwardWeights::Gated(gated), _) => gated.bytes(),
+                (FeedForwardWeights::Plain { up, down }, _) => up.bytes() + down.bytes(),
+                (
+                    FeedForwardWeights::Experts {
+                        router,
+                        experts,
+                        shared,
+                    },
+                    spec,
+                ) => {
+                    let used = match spec {
+                        FeedForward::Experts(spec) => spec.used,
+                        _ => experts.len(),
+                    };
+                    let used = experts.iter().take(used).map(GatedWeights::bytes);
+                    let shared = shared.as_ref().map_or(0, GatedWeights::bytes);
+                    router.bytes() + used.sum::<u64>() + shared
+                }
+            };
+            mixer + feed_forward
+        });
+        layers.sum::<u64>() + self.output.bytes()
+    }
+}
+
+impl Matrix {
+    fn bytes(&self) -> u64 {
+        self.packed.bytes() as u64
+    }
+}
+
+impl GatedWeights {
+    fn bytes(&self) -> u64 {
+        self.gate.bytes() + self.up.bytes() + self.down.bytes()
+    }
 }
 
 struct Loader<'a> {
