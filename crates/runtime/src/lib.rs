@@ -5,5 +5,6 @@
 pub mod gguf;
 mod limits;
 pub mod source;
+pub mod tokenizer;
 
 pub use limits::Limits;
