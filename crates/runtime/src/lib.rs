@@ -8,5 +8,6 @@ mod kv_cache;
 mod limits;
 pub mod model;
 pub mod source;
+pub mod tokenizer;
 
 pub use limits::Limits;

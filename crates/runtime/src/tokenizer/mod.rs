@@ -1,0 +1,392 @@
+//! Text to token ids and back.
+//!
+//! Two models cover the supported families: byte-pair merges inside the words of a pre-tokenizer
+//! (GPT-2, Llama 3, Qwen, SmolLM, ...) and SentencePiece's score-ordered merges (Llama 2, Gemma, Phi 3,
+//! Mistral). Vocabularies come from GGUF metadata, where the ids equal llama.cpp's, or from a Hugging
+//! Face `tokenizer.json`, where they equal the `tokenizers` library's.
+//!
+//! Encoding takes n log n time in the length of the text, whatever the text.
+
+mod bpe;
+mod byte_alphabet;
+mod decode;
+mod from_gguf;
+mod merge;
+mod pretokenizer;
+mod sentencepiece;
+mod special;
+mod unicode;
+mod unicode_runs;
+mod vocabulary;
+mod word_cache;
+
+use std::borrow::Cow;
+use std::sync::{Arc, OnceLock};
+
+use bpe::{Alphabet, BytePair};
+pub use decode::StreamDecoder;
+use sentencepiece::{SPACE, SentencePiece};
+use special::{Fragment, Precedence, SpecialTokens};
+use vocabulary::{Kind, Vocabulary};
+
+use crate::gguf::ModelFileError;
+
+/// Why a tokenizer cannot be made.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum TokenizerError {
+    /// The model file's metadata cannot be read.
+    #[error(transparent)]
+    Metadata(#[from] ModelFileError),
+    /// A needed metadata entry is absent.
+    #[error("the model has no '{key}' in its metadata; convert it again with its tokenizer")]
+    Missing {
+        /// Name of the entry.
+        key: &'static str,
+    },
+    /// A metadata entry does not fit the rest.
+    #[error("the model's '{key}' {what}; the file is damaged, fetch it again")]
+    Invalid {
+        /// Name of the entry.
+        key: &'static str,
+        /// What is wrong with it.
+        what: String,
+    },
+    /// The tokenizer is of a kind that is not supported.
+    #[error(
+        "the tokenizer model '{name}' is not supported; use a model with a 'gpt2' or 'llama' tokenizer"
+    )]
+    UnknownModel {
+        /// Name in the file.
+        name: String,
+    },
+    /// The pre-tokenizer has no known rules, so any ids would be wrong.
+    #[error(
+        "the pre-tokenizer '{name}' is not known; convert the model again with a supported 'tokenizer.ggml.pre'"
+    )]
+    UnknownPreTokenizer {
+        /// Name in the file.
+        name: String,
+    },
+    /// Something is larger than the limits allow.
+    #[error("{what} has {found} entries or bytes where at most {limit} are allowed; raise the limit if you trust the file")]
+    TooLarge {
+        /// What is too large.
+        what: &'static str,
+        /// Its size.
+        found: u64,
+        /// The largest allowed size.
+        limit: u64,
+    },
+}
+
+/// How to encode a text.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct EncodeOptions {
+    /// Add the tokens that start and end a text as the model asks (BOS, EOS).
+    pub add_special: bool,
+    /// Turn the text of control tokens (`<|im_start|>`) into those tokens; otherwise it stays plain text,
+    /// which is what untrusted input needs.
+    pub parse_special: bool,
+}
+
+/// A vocabulary with its rules. Shared freely between threads.
+pub struct Tokenizer {
+    vocabulary: Vocabulary,
+    model: Model,
+    precedence: Precedence,
+    names: SpecialNames,
+    /// Added around a text by [`EncodeOptions::add_special`].
+    prefix: Vec<u32>,
+    suffix: Vec<u32>,
+    end_of_generation: Vec<u32>,
+    /// SentencePiece: a text that starts or follows a special token gets a leading space.
+    add_space_prefix: bool,
+    warnings: Vec<String>,
+    all_special: OnceLock<SpecialTokens>,
+    user_defined: OnceLock<SpecialTokens>,
+    decoded: OnceLock<DecodedPieces>,
+}
+
+enum Model {
+    BytePair(BytePair),
+    SentencePiece(SentencePiece),
+}
+
+/// Tokens with a role, where the model has them.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct SpecialNames {
+    /// Beginning of a text.
+    pub bos: Option<u32>,
+    /// End of a text.
+    pub eos: Option<u32>,
+    /// End of a turn.
+    pub eot: Option<u32>,
+    /// End of a message (the model waits for a tool).
+    pub eom: Option<u32>,
+    /// Stands for text outside the vocabulary.
+    pub unknown: Option<u32>,
+    /// Separator.
+    pub separator: Option<u32>,
+    /// Padding.
+    pub padding: Option<u32>,
+    /// Fill in the middle: before the prefix.
+    pub fim_prefix: Option<u32>,
+    /// Fill in the middle: before the suffix.
+    pub fim_suffix: Option<u32>,
+    /// Fill in the middle: before the middle.
+    pub fim_middle: Option<u32>,
+}
+
+/// Bytes of all tokens, one after the other.
+struct DecodedPieces {
+    bytes: Vec<u8>,
+    /// Shape [tokens].
+    ends: Vec<u32>,
+}
+
+impl Tokenizer {
+    /// The ids of `text`.
+    pub fn encode(&self, text: &str, options: EncodeOptions) -> Vec<u32> {
+        self.encode_bytes(text.as_bytes(), options)
+    }
+
+    /// The ids of bytes that should be UTF-8.
+    ///
+    /// Byte-pair models see each byte that is not part of a character as U+FFFD; SentencePiece models fall
+    /// back to byte tokens for it.
+    pub fn encode_bytes(&self, text: &[u8], options: EncodeOptions) -> Vec<u32> {
+        let mut out = Vec::with_capacity(text.len() / 3 + 8);
+        if options.add_special {
+            out.extend_from_slice(&self.prefix);
+        }
+        let specials = self.special_tokens(options.parse_special);
+        let mut after_special = true;
+        for fragment in specials.partition(&self.vocabulary, text) {
+            match fragment {
+                Fragment::Token(id) => out.push(id),
+                Fragment::Text(ref range) => {
+                    self.encode_fragment(&text[range.clone()], after_special, &mut out);
+                }
+            }
+            after_special = matches!(fragment, Fragment::Token(_));
+        }
+        if options.add_special {
+            out.extend_from_slice(&self.suffix);
+        }
+        out
+    }
+
+    /// The text of `ids`, damaged characters as U+FFFD. Control tokens have text only `with_special`.
+    ///
+    /// The space that SentencePiece models add in front of a text is dropped again.
+    pub fn decode(&self, ids: &[u32], with_special: bool) -> String {
+        let mut decoder = StreamDecoder::new(self, with_special, self.add_space_prefix);
+        let mut text = String::new();
+        for &id in ids {
+            text.push_str(&decoder.push(id));
+        }
+        text.push_str(&decoder.finish());
+        text
+    }
+
+    /// A decoder for ids that continue a text, so that a leading space stays.
+    pub fn stream_decoder(&self, with_special: bool) -> StreamDecoder<&Tokenizer> {
+        StreamDecoder::new(self, with_special, false)
+    }
+
+    /// The same, sharing ownership of the tokenizer.
+    pub fn shared_stream_decoder(self: &Arc<Self>, with_special: bool) -> StreamDecoder<Arc<Tokenizer>> {
+        StreamDecoder::new(self.clone(), with_special, false)
+    }
+
+    /// The bytes that `id` adds to a text: its text for a control token, nothing for an unused one.
+    ///
+    /// The first call builds the table of all tokens (a few milliseconds).
+    pub fn token_bytes(&self, id: u32) -> &[u8] {
+        let decoded = self.decoded.get_or_init(|| self.decode_all());
+        let index = id as usize;
+        let Some(&end) = decoded.ends.get(index) else {
+            return &[];
+        };
+        let start = match index.checked_sub(1) {
+            Some(previous) => decoded.ends[previous],
+            None => 0,
+        };
+        &decoded.bytes[start as usize..end as usize]
+    }
+
+    /// The token as the vocabulary spells it (`Ġhello`, `▁hello`, `<0x0A>`).
+    pub fn token_text(&self, id: u32) -> Option<Cow<'_, str>> {
+        ((id as usize) < self.vocabulary.len())
+            .then(|| self.vocabulary.text(id))
+            .flatten()
+            .map(String::from_utf8_lossy)
+    }
+
+    /// The token that the vocabulary spells like `text`.
+    pub fn id_of(&self, text: &str) -> Option<u32> {
+        self.vocabulary.token(text.as_bytes())
+    }
+
+    /// Number of tokens; ids are below it.
+    pub fn vocab_len(&self) -> usize {
+        self.vocabulary.len()
+    }
+
+    /// Tokens with a role.
+    pub fn special(&self) -> &SpecialNames {
+        &self.names
+    }
+
+    /// Beginning of a text.
+    pub fn bos(&self) -> Option<u32> {
+        self.names.bos
+    }
+
+    /// End of a text.
+    pub fn eos(&self) -> Option<u32> {
+        self.names.eos
+    }
+
+    /// Whether a text gets a BOS token by [`EncodeOptions::add_special`].
+    pub fn adds_bos(&self) -> bool {
+        self.names.bos.is_some_and(|bos| self.prefix.contains(&bos))
+    }
+
+    /// All tokens that end a generation, ascending.
+    pub fn end_of_generation(&self) -> &[u32] {
+        &self.end_of_generation
+    }
+
+    /// Whether generation ends at `id`.
+    pub fn is_end_of_generation(&self, id: u32) -> bool {
+        self.end_of_generation.binary_search(&id).is_ok()
+    }
+
+    /// Whether `id` is a control or unknown token, which has no text in an answer.
+    pub fn is_special(&self, id: u32) -> bool {
+        self.vocabulary.kind(id).any(Kind::SPECIAL)
+    }
+
+    /// What a user should hear about this tokenizer, one sentence each.
+    pub fn warnings(&self) -> &[String] {
+        &self.warnings
+    }
+
+    fn special_tokens(&self, control_too: bool) -> &SpecialTokens {
+        let (cell, except) = match control_too {
+            true => (&self.all_special, Kind::NONE),
+            false => (&self.user_defined, Kind::SPECIAL),
+        };
+        cell.get_or_init(|| {
+            SpecialTokens::new(&self.vocabulary, Kind::MATCHED, except, self.precedence)
+        })
+    }
+
+    fn encode_fragment(&self, text: &[u8], after_special: bool, out: &mut Vec<u32>) {
+        match &self.model {
+            Model::SentencePiece(model) => {
+                let prefix = self.add_space_prefix && after_special;
+                let escaped = escape_spaces(text, prefix);
+                model.encode(&self.vocabulary, &escaped, out);
+            }
+            Model::BytePair(model) => {
+                let text = replace_damage(text);
+                match model.alphabet {
+                    Alphabet::Bytes => model.encode(&self.vocabulary, &text, out),
+                    Alphabet::Text => {
+                        model.encode(&self.vocabulary, &text.replace(' ', SPACE), out);
+                    }
+                }
+            }
+        }
+    }
+
+    /// Appends the bytes of `id` to `out`; nothing for special tokens unless asked.
+    fn append_piece(&self, id: u32, with_special: bool, out: &mut Vec<u8>) {
+        if (id as usize) >= self.vocabulary.len() {
+            return;
+        }
+        let kind = self.vocabulary.kind(id);
+        let text = self.vocabulary.text(id).unwrap_or_default();
+        if kind.any(Kind::SPECIAL) && !with_special {
+            return;
+        }
+        if kind.any(Kind::MATCHED) {
+            out.extend_from_slice(text);
+        } else if kind.any(Kind::BYTE) {
+            out.extend(byte_token(text));
+        } else if kind.any(Kind::NORMAL) {
+            match &self.model {
+                Model::BytePair(model) if model.alphabet == Alphabet::Bytes => {
+                    byte_alphabet::append_bytes(text, out);
+                }
+                _ => append_unescaped(text, out),
+            }
+        }
+    }
+
+    fn decode_all(&self) -> DecodedPieces {
+        let mut bytes = Vec::new();
+        let ends = (0..self.vocabulary.len() as u32)
+            .map(|id| {
+                self.append_piece(id, true, &mut bytes);
+                bytes.len() as u32
+            })
+            .collect();
+        DecodedPieces { bytes, ends }
+    }
+}
+
+impl std::fmt::Debug for Tokenizer {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Tokenizer")
+            .field("tokens", &self.vocab_len())
+            .field("special", &self.names)
+            .finish_non_exhaustive()
+    }
+}
+
+/// The byte of a `<0xXX>` token.
+fn byte_token(text: &[u8]) -> Option<u8> {
+    let digits = std::str::from_utf8(text.get(3..5)?).ok()?;
+    u8::from_str_radix(digits, 16).ok()
+}
+
+fn escape_spaces(text: &[u8], prefix: bool) -> Vec<u8> {
+    let mut out = Vec::with_capacity(text.len() + text.len() / 2 + SPACE.len());
+    if prefix {
+        out.extend_from_slice(SPACE.as_bytes());
+    }
+    for &byte in text {
+        match byte {
+            b' ' => out.extend_from_slice(SPACE.as_bytes()),
+            _ => out.push(byte),
+        }
+    }
+    out
+}
+
+fn append_unescaped(text: &[u8], out: &mut Vec<u8>) {
+    let mut rest = text;
+    while let Some(found) = memchr::memmem::find(rest, SPACE.as_bytes()) {
+        out.extend_from_slice(&rest[..found]);
+        out.push(b' ');
+        rest = &rest[found + SPACE.len()..];
+    }
+    out.extend_from_slice(rest);
+}
+
+/// Each byte that is not part of a character becomes U+FFFD.
+fn replace_damage(bytes: &[u8]) -> Cow<'_, str> {
+    if let Ok(text) = std::str::from_utf8(bytes) {
+        return Cow::Borrowed(text);
+    }
+    let mut text = String::with_capacity(bytes.len() + 16);
+    for chunk in bytes.utf8_chunks() {
+        text.push_str(chunk.valid());
+        text.extend(chunk.invalid().iter().map(|_| '\u{FFFD}'));
+    }
+    Cow::Owned(text)
+}
