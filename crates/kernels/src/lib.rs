@@ -5,11 +5,15 @@
 //! at run time. Unsafe code lives in `arch` only.
 
 pub mod arch;
-pub mod attention;
+mod attention;
 mod isa;
 pub mod ops;
 mod tensor_type;
 
 pub use arch::threads::ThreadPool;
+pub use attention::{
+    AttentionContext, AttentionJob, AttentionParams, KvError, KvPage, KvShape, KvType, PAGE_TOKENS,
+    attention,
+};
 pub use isa::{Isa, IsaError};
 pub use tensor_type::TensorType;
