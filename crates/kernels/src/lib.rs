@@ -15,6 +15,10 @@ mod matmul;
 pub mod ops;
 mod packed;
 mod tensor_type;
+#[cfg(test)]
+mod test_blocks;
+#[cfg(test)]
+mod tests;
 
 pub use activations::Activations;
 pub use arch::threads::ThreadPool;
@@ -27,5 +31,5 @@ pub use attention::{
 pub use isa::{Isa, IsaError};
 pub use machine_limits::MachineLimits;
 pub use matmul::{Context, Epilogue, MatmulJob, matmul, matmul_gated, matmul_group};
-pub use packed::{PackedMatrix, PackedMatrixBuilder};
+pub use packed::{PackedMatrix, PackedMatrixBuilder, SharedBytes};
 pub use tensor_type::TensorType;
