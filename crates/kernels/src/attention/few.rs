@@ -1,18 +1,18 @@
 //! Attention for a few rows: one pass over keys and values as they are stored.
 //!
-//! A page is read once for up to six rows at a time. Vectors run along positions in the keys and along dimensions in the
+//! A page is read once for up to four rows at a time. Vectors run along positions in the keys and along dimensions in the
 //! values, so neither product needs a sum across lanes.
 
 use std::cell::Cell;
 
 use super::numeric::{UNSEEN, Vector, exp2, softcap};
 use super::page::{HeadView, PAGE_TOKENS, SCALE_BLOCK};
-use super::plan::{Item, Record};
+use super::plan::{FEW_ROWS, Item, Record};
 use super::stored::{KEY_VECTORS, Stored, key_scale, load_value, value_scales};
 use crate::arch::wide::{WIDE, Wide, WideKernel};
 
 /// Rows that are computed together.
-const MOST_ROWS: usize = 6;
+const MOST_ROWS: usize = 4;
 
 /// Attention of an item's rows into its record.
 pub(super) struct Few<'a, S> {
@@ -69,7 +69,7 @@ impl<S: Stored> WideKernel for Few<'_, S> {
         let mut states = [Row {
             largest: UNSEEN,
             total: Vector::ZERO,
-        }; 2 * MOST_ROWS];
+        }; FEW_ROWS];
         for page in self.item.pages.clone() {
             let view = self.item.job.pages[page].head::<S::Value>(self.item.kv_head);
             let next = if page + 1 < self.item.pages.end {
@@ -94,9 +94,7 @@ impl<S: Stored> WideKernel for Few<'_, S> {
                     1 => work.step::<W, S, 1>(w, states, record),
                     2 => work.step::<W, S, 2>(w, states, record),
                     3 => work.step::<W, S, 3>(w, states, record),
-                    4 => work.step::<W, S, 4>(w, states, record),
-                    5 => work.step::<W, S, 5>(w, states, record),
-                    _ => work.step::<W, S, 6>(w, states, record),
+                    _ => work.step::<W, S, 4>(w, states, record),
                 }
                 first += count;
             }

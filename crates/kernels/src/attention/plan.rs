@@ -17,7 +17,7 @@ use crate::arch::wide::{WIDE, Wide, WideKernel, dispatch_wide};
 
 /// Up to this many rows of one head of keys go through [`Few`], more through [`Tile`]: above it, converting a page for
 /// the matrix product costs less than it saves.
-const FEW_ROWS: usize = 12;
+pub(super) const FEW_ROWS: usize = 12;
 
 /// Rows of a tile: enough that the conversion of a page is a small part of the work, few enough for the second cache.
 const TILE_ROWS: usize = 192;

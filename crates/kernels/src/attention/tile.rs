@@ -576,12 +576,17 @@ impl Set<'_> {
             if !scaled {
                 factors[g] = w.load(&memory.factors[self.first + g].0);
             }
-            page_largest[g] = w.mul(page_largest[g], factors[g]);
+            let seen = page_largest[g];
+            let scaled = w.mul(seen, factors[g]);
+            // Rows that see nothing of the page: all weights become zero.
+            let nothing = w.splat(UNSEEN / 2.0);
+            page_largest[g] = w.select_less(seen, nothing, zero, scaled);
+            let offered = w.select_less(seen, nothing, w.splat(UNSEEN), scaled);
             let largest = &mut memory.largest[self.first + g].0;
             let before = w.load(largest);
-            let after = w.max(before, page_largest[g]);
+            let after = w.max(before, offered);
             decays[g] = exp2(w, w.sub(before, after));
-            shares[g] = exp2(w, w.sub(page_largest[g], after));
+            shares[g] = exp2(w, w.sub(offered, after));
             w.store(after, largest);
         }
 
