@@ -132,11 +132,7 @@ impl Pull<'_> {
 
     /// Takes the file of a Hugging Face source from the cache that other tools share; `None` if it is not there or not the
     /// right one, which only a download can mend.
-    fn try_shared_cache(
-        &self,
-        source: &Source,
-        text: &str,
-    ) -> Option<Result<Record, SourceError>> {
+    fn try_shared_cache(&self, source: &Source, text: &str) -> Option<Result<Record, SourceError>> {
         let path = HubFile::of(source)?.in_shared_cache(&self.hub.settings)?;
         let copy = || -> Result<Record, SourceError> {
             self.require_space(1, 0)?;
