@@ -7,6 +7,7 @@ pub mod gguf;
 mod kv_cache;
 mod limits;
 pub mod model;
+pub mod sample;
 pub mod source;
 pub mod tokenizer;
 
