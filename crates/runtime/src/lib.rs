@@ -4,6 +4,7 @@
 
 pub mod backend;
 pub mod gguf;
+pub mod hf;
 mod kv_cache;
 mod limits;
 pub mod model;
