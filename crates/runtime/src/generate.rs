@@ -223,6 +223,15 @@ impl Generation<'_> {
         self.ended
     }
 
+    /// Whether the text is whole: the model ended it by itself or, under a constraint, it conforms.
+    pub fn is_complete(&self) -> bool {
+        match (&self.ended, &self.options.constraint) {
+            (Some(StopReason::EndOfTurn | StopReason::Complete | StopReason::StopText), None) => true,
+            (Some(_), Some(constraint)) => constraint.is_complete(),
+            _ => false,
+        }
+    }
+
     /// The figures so far.
     pub fn stats(&self) -> &GenerationStats {
         &self.stats
