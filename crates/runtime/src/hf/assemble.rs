@@ -16,6 +16,9 @@ use crate::gguf::{ModelFileError, TensorInfo};
 use crate::limits::Limits;
 use crate::source::{ByteSource, Memory, Piece, Stitched, Transposed};
 
+/// No model has more heads than this; a view has three pieces for each.
+const MOST_HEADS: u64 = 1 << 12;
+
 /// The model's tensors; their sources are the checkpoint's files, then `views`.
 pub(super) struct Assembled {
     pub(super) tensors: Vec<TensorInfo>,
@@ -250,7 +253,7 @@ impl<'a> Assembler<'a> {
         let heads = u64::from(self.shape.heads);
         let rows = stored.shape[0];
         let parts = 3 * heads;
-        if rows % parts != 0 {
+        if heads > MOST_HEADS || rows % parts != 0 {
             let what = format!("has {rows} rows, which {heads} heads cannot share");
             return Err(wrong(stored, &what));
         }
