@@ -63,7 +63,10 @@ pub(super) fn assemble(
         assembler.stack(name, &stack)?;
     }
     for (name, factors) in &shape.factors {
-        let bytes = factors.iter().flat_map(|factor| factor.to_le_bytes()).collect();
+        let bytes = factors
+            .iter()
+            .flat_map(|factor| factor.to_le_bytes())
+            .collect();
         let shape = vec![factors.len() as u64];
         assembler.memory((*name).to_owned(), shape, bytes)?;
     }
@@ -230,12 +233,18 @@ impl<'a> Assembler<'a> {
             return Err(wrong(stored, "is not a matrix"));
         };
         if rows % 2 != 0 {
-            return Err(wrong(stored, "has an odd number of rows where two halves are needed"));
+            return Err(wrong(
+                stored,
+                "has an odd number of rows where two halves are needed",
+            ));
         }
         let half = stored.element.bytes() * (rows / 2) * columns;
         let matrices: u64 = outer.iter().product();
         if matrices > u64::from(self.shape.experts.max(1)) {
-            return Err(wrong(stored, "has more matrices than config.json declares experts"));
+            return Err(wrong(
+                stored,
+                "has more matrices than config.json declares experts",
+            ));
         }
         let pieces = (0..matrices).map(|matrix| (stored, (2 * matrix + second) * half, half));
         let mut shape = outer.to_vec();
@@ -316,7 +325,14 @@ impl<'a> Assembler<'a> {
         parts: Vec<(&'a Stored, u64, u64)>,
     ) -> Result<(), ModelFileError> {
         if let [(stored, skip, bytes)] = parts[..] {
-            return self.push(name, shape, tensor_type, stored.file, stored.offset + skip, bytes);
+            return self.push(
+                name,
+                shape,
+                tensor_type,
+                stored.file,
+                stored.offset + skip,
+                bytes,
+            );
         }
         let label = parts.first().map_or("tensor", |(stored, ..)| &stored.name);
         let pieces = parts

@@ -82,14 +82,15 @@ impl Checkpoint {
         let file = self.files.len();
         self.files.push(source);
         let before = self.tensors.len();
-        self.tensors.extend(entries.into_iter().map(|(name, entry)| Stored {
-            name,
-            element: entry.element,
-            shape: entry.shape,
-            file,
-            offset: entry.bytes.start,
-            bytes: entry.bytes.end - entry.bytes.start,
-        }));
+        self.tensors
+            .extend(entries.into_iter().map(|(name, entry)| Stored {
+                name,
+                element: entry.element,
+                shape: entry.shape,
+                file,
+                offset: entry.bytes.start,
+                bytes: entry.bytes.end - entry.bytes.start,
+            }));
         self.tensors[before..].sort_by_key(|tensor| tensor.offset);
         Ok(())
     }

@@ -144,9 +144,10 @@ impl Config {
     /// That `key` is not there or has one of the `supported` values.
     pub(super) fn only(&self, key: &str, supported: &[Value]) -> Result<(), ModelFileError> {
         match self.value(&[key]) {
-            Some(value) if !supported.contains(value) => {
-                Err(self.refuse(&format!("`{key}` is {}, which is not supported", brief(value))))
-            }
+            Some(value) if !supported.contains(value) => Err(self.refuse(&format!(
+                "`{key}` is {}, which is not supported",
+                brief(value)
+            ))),
             _ => Ok(()),
         }
     }
@@ -173,13 +174,11 @@ impl Config {
 
 /// A number that also a 32-bit float can hold.
 pub(super) fn finite(value: &Value) -> Option<f64> {
-    value
-        .as_f64()
-        .filter(|&number| (number as f32).is_finite())
+    value.as_f64().filter(|&number| (number as f32).is_finite())
 }
 
 /// The value as JSON, cut to what fits into an error.
-fn brief(value: &Value) -> String {
+pub(super) fn brief(value: &Value) -> String {
     let text = match value {
         Value::Array(_) => "a list".to_owned(),
         Value::Object(_) => "an object".to_owned(),

@@ -2,7 +2,7 @@
 
 use serde_json::{Value, json};
 
-use super::config::Config;
+use super::config::{Config, brief};
 use super::names::{self, Rule};
 use crate::gguf::ModelFileError;
 
@@ -36,7 +36,8 @@ impl Family {
         };
         let family = Self::named(model_type, config)?.ok_or_else(|| {
             config.refuse(&format!(
-                "`model_type` is {model_type:?}, which is not supported; take one of {}, or a GGUF file",
+                "`model_type` is {}, which is not supported; take one of {}, or a GGUF file",
+                brief(&Value::from(model_type)),
                 MODEL_TYPES.join(", ")
             ))
         })?;
@@ -134,7 +135,10 @@ impl Family {
                 config.only("hidden_act", &silu)?;
                 config.only("use_sliding_window", &no)?;
                 config.only("clip_qkv", &[])?;
-                config.only("position_embedding_type", &["rope", "nope"].map(Value::from))?;
+                config.only(
+                    "position_embedding_type",
+                    &["rope", "nope"].map(Value::from),
+                )?;
                 config.only("conv_bias", &no)?;
             }
         }

@@ -65,9 +65,7 @@ pub(super) fn invalid(path: &Path, what: impl Into<String>) -> ModelFileError {
 /// so that it cannot leave the directory.
 pub(super) fn beside(directory: &Path, name: &str) -> Option<PathBuf> {
     let plain = |c: char| c.is_ascii_alphanumeric() || "-_.+ ".contains(c);
-    let good = !name.is_empty()
-        && name.len() <= 255
-        && !name.starts_with('.')
-        && name.chars().all(plain);
+    let good =
+        !name.is_empty() && name.len() <= 255 && !name.starts_with('.') && name.chars().all(plain);
     good.then(|| directory.join(name))
 }

@@ -91,7 +91,10 @@ pub(super) fn write(
     header.own_unsigned("block_count", of.layers);
     header.own_unsigned("context_length", of.context);
     header.own_unsigned("embedding_length", of.embedding);
-    header.own_unsigned("feed_forward_length", feed_forward(config, family, of.embedding)?);
+    header.own_unsigned(
+        "feed_forward_length",
+        feed_forward(config, family, of.embedding)?,
+    );
     header.own_unsigned("attention.head_count", of.heads);
     let vocabulary = config.unsigned(&["vocab_size"])?;
     if let Some(vocabulary) = vocabulary {
@@ -148,11 +151,7 @@ impl Sizes {
     }
 }
 
-fn feed_forward(
-    config: &Config,
-    family: &Family,
-    embedding: u32,
-) -> Result<u32, ModelFileError> {
+fn feed_forward(config: &Config, family: &Family, embedding: u32) -> Result<u32, ModelFileError> {
     let multiple = |factor: u32| embedding.checked_mul(factor);
     match family.architecture {
         "bloom" => multiple(4),
@@ -169,13 +168,18 @@ fn feed_forward(
         "gemma3" => Some(config.size(&["intermediate_size"], Some(9216))?),
         _ => Some(config.size(&["intermediate_size"], None)?),
     }
-    .ok_or_else(|| config.refuse("declares a feed-forward network that is too wide; fetch it again"))
+    .ok_or_else(|| {
+        config.refuse("declares a feed-forward network that is too wide; fetch it again")
+    })
 }
 
 /// LFM2 states a width that is then reduced and rounded, unless told not to.
 fn lfm2_feed_forward(config: &Config) -> Result<Option<u32>, ModelFileError> {
     let width = config.size(&["block_ff_dim", "intermediate_size"], None)?;
-    if !config.boolean(&["block_auto_adjust_ff_dim"])?.unwrap_or(true) {
+    if !config
+        .boolean(&["block_auto_adjust_ff_dim"])?
+        .unwrap_or(true)
+    {
         return Ok(Some(width));
     }
     let two_thirds = f64::from((u64::from(width) * 2 / 3) as u32);
@@ -317,12 +321,20 @@ fn windows(
     family: &Family,
     layers: u32,
 ) -> Result<(), ModelFileError> {
-    let sliding = kinds(config, layers)?
-        .map(|kinds| kinds.iter().map(|&kind| kind == "sliding_attention").collect::<Vec<_>>());
+    let sliding = kinds(config, layers)?.map(|kinds| {
+        kinds
+            .iter()
+            .map(|&kind| kind == "sliding_attention")
+            .collect::<Vec<_>>()
+    });
     let window = config.unsigned(&["sliding_window"])?;
     match family.architecture {
         "gemma2" | "gemma3" => {
-            let default = if config.mentions("sliding_window") { 0 } else { 4096 };
+            let default = if config.mentions("sliding_window") {
+                0
+            } else {
+                4096
+            };
             header.own_unsigned("attention.sliding_window", window.unwrap_or(default));
             let periods = ["sliding_window_pattern", "_sliding_window_pattern"];
             if let Some(sliding) = sliding {
@@ -364,7 +376,10 @@ fn rope_pattern(header: &mut Header, config: &Config, layers: u32) -> Result<(),
             .iter()
             .map(|flag| match flag {
                 Value::Bool(flag) => Some(*flag),
-                flag => flag.as_u64().filter(|&flag| flag <= 1).map(|flag| flag == 1),
+                flag => flag
+                    .as_u64()
+                    .filter(|&flag| flag <= 1)
+                    .map(|flag| flag == 1),
             })
             .collect::<Option<_>>()
             .ok_or_else(|| config.wrong(&[LIST], "a list of 0 and 1"))?,
@@ -381,7 +396,9 @@ fn rope_pattern(header: &mut Header, config: &Config, layers: u32) -> Result<(),
 fn scales(header: &mut Header, config: &Config, family: &Family) -> Result<(), ModelFileError> {
     match family.architecture {
         "gemma2" | "gemma3" => {
-            let scalar = config.positive(&["query_pre_attn_scalar"])?.unwrap_or(256.0);
+            let scalar = config
+                .positive(&["query_pre_attn_scalar"])?
+                .unwrap_or(256.0);
             header.own_float("attention.scale", (1.0 / (scalar as f32).sqrt()).into());
             let gemma2 = family.architecture == "gemma2";
             let cap = |keys: &[&str], default: f64| match config.float(keys)? {

@@ -44,7 +44,12 @@ pub fn open(directory: &Path, limits: &Limits) -> Result<ModelFile, ModelFileErr
     let tied = config.boolean(&["tie_word_embeddings", "tie_embedding"])?;
     let left_out = tied == Some(true);
     let assembled = assemble::assemble(&checkpoint, &family, &shape, left_out, limits)?;
-    if tied == Some(false) && !assembled.tensors.iter().any(|tensor| tensor.name == "output.weight") {
+    if tied == Some(false)
+        && !assembled
+            .tensors
+            .iter()
+            .any(|tensor| tensor.name == "output.weight")
+    {
         return Err(ModelFileError::Tensor {
             tensor: "lm_head.weight".into(),
             what: "is missing though config.json has `tie_word_embeddings` false; fetch the missing shard".into(),

@@ -60,9 +60,21 @@ pub(super) const HEAD: &[Rule] = &[same("lm_head", "output")];
 
 pub(super) const MIXTRAL: &[Rule] = &[
     same("layers.#.block_sparse_moe.gate", "blk.#.ffn_gate_inp"),
-    rule("layers.#.block_sparse_moe.experts.@.w1", "blk.#.ffn_gate_exps", Form::Expert),
-    rule("layers.#.block_sparse_moe.experts.@.w2", "blk.#.ffn_down_exps", Form::Expert),
-    rule("layers.#.block_sparse_moe.experts.@.w3", "blk.#.ffn_up_exps", Form::Expert),
+    rule(
+        "layers.#.block_sparse_moe.experts.@.w1",
+        "blk.#.ffn_gate_exps",
+        Form::Expert,
+    ),
+    rule(
+        "layers.#.block_sparse_moe.experts.@.w2",
+        "blk.#.ffn_down_exps",
+        Form::Expert,
+    ),
+    rule(
+        "layers.#.block_sparse_moe.experts.@.w3",
+        "blk.#.ffn_up_exps",
+        Form::Expert,
+    ),
 ];
 
 /// Norms of queries and keys (Qwen 3, OLMoE), and experts one by one or all together.
@@ -70,22 +82,62 @@ pub(super) const QWEN: &[Rule] = &[
     same("layers.#.self_attn.q_norm", "blk.#.attn_q_norm"),
     same("layers.#.self_attn.k_norm", "blk.#.attn_k_norm"),
     same("layers.#.mlp.gate", "blk.#.ffn_gate_inp"),
-    rule("layers.#.mlp.experts.@.gate_proj", "blk.#.ffn_gate_exps", Form::Expert),
-    rule("layers.#.mlp.experts.@.up_proj", "blk.#.ffn_up_exps", Form::Expert),
-    rule("layers.#.mlp.experts.@.down_proj", "blk.#.ffn_down_exps", Form::Expert),
-    rule("layers.#.mlp.experts.gate_up_proj", "blk.#.ffn_gate_exps", Form::FirstHalf),
-    rule("layers.#.mlp.experts.gate_up_proj", "blk.#.ffn_up_exps", Form::SecondHalf),
+    rule(
+        "layers.#.mlp.experts.@.gate_proj",
+        "blk.#.ffn_gate_exps",
+        Form::Expert,
+    ),
+    rule(
+        "layers.#.mlp.experts.@.up_proj",
+        "blk.#.ffn_up_exps",
+        Form::Expert,
+    ),
+    rule(
+        "layers.#.mlp.experts.@.down_proj",
+        "blk.#.ffn_down_exps",
+        Form::Expert,
+    ),
+    rule(
+        "layers.#.mlp.experts.gate_up_proj",
+        "blk.#.ffn_gate_exps",
+        Form::FirstHalf,
+    ),
+    rule(
+        "layers.#.mlp.experts.gate_up_proj",
+        "blk.#.ffn_up_exps",
+        Form::SecondHalf,
+    ),
     same("layers.#.mlp.experts.down_proj", "blk.#.ffn_down_exps"),
 ];
 
 pub(super) const GEMMA: &[Rule] = &[
     rule("norm", "output_norm", Form::PlusOne),
     rule("layers.#.input_layernorm", "blk.#.attn_norm", Form::PlusOne),
-    rule("layers.#.post_attention_layernorm", "blk.#.post_attention_norm", Form::PlusOne),
-    rule("layers.#.pre_feedforward_layernorm", "blk.#.ffn_norm", Form::PlusOne),
-    rule("layers.#.post_feedforward_layernorm", "blk.#.post_ffw_norm", Form::PlusOne),
-    rule("layers.#.self_attn.q_norm", "blk.#.attn_q_norm", Form::PlusOne),
-    rule("layers.#.self_attn.k_norm", "blk.#.attn_k_norm", Form::PlusOne),
+    rule(
+        "layers.#.post_attention_layernorm",
+        "blk.#.post_attention_norm",
+        Form::PlusOne,
+    ),
+    rule(
+        "layers.#.pre_feedforward_layernorm",
+        "blk.#.ffn_norm",
+        Form::PlusOne,
+    ),
+    rule(
+        "layers.#.post_feedforward_layernorm",
+        "blk.#.post_ffw_norm",
+        Form::PlusOne,
+    ),
+    rule(
+        "layers.#.self_attn.q_norm",
+        "blk.#.attn_q_norm",
+        Form::PlusOne,
+    ),
+    rule(
+        "layers.#.self_attn.k_norm",
+        "blk.#.attn_k_norm",
+        Form::PlusOne,
+    ),
 ];
 
 pub(super) const PHI3: &[Rule] = &[
@@ -94,19 +146,49 @@ pub(super) const PHI3: &[Rule] = &[
 ];
 
 pub(super) const GRANITE_EXPERTS: &[Rule] = &[
-    same("layers.#.block_sparse_moe.router.layer", "blk.#.ffn_gate_inp"),
-    rule("layers.#.block_sparse_moe.input_linear", "blk.#.ffn_gate_exps", Form::FirstHalf),
-    rule("layers.#.block_sparse_moe.input_linear", "blk.#.ffn_up_exps", Form::SecondHalf),
-    same("layers.#.block_sparse_moe.output_linear", "blk.#.ffn_down_exps"),
-    rule("layers.#.shared_mlp.input_linear", "blk.#.ffn_gate_shexp", Form::FirstHalf),
-    rule("layers.#.shared_mlp.input_linear", "blk.#.ffn_up_shexp", Form::SecondHalf),
+    same(
+        "layers.#.block_sparse_moe.router.layer",
+        "blk.#.ffn_gate_inp",
+    ),
+    rule(
+        "layers.#.block_sparse_moe.input_linear",
+        "blk.#.ffn_gate_exps",
+        Form::FirstHalf,
+    ),
+    rule(
+        "layers.#.block_sparse_moe.input_linear",
+        "blk.#.ffn_up_exps",
+        Form::SecondHalf,
+    ),
+    same(
+        "layers.#.block_sparse_moe.output_linear",
+        "blk.#.ffn_down_exps",
+    ),
+    rule(
+        "layers.#.shared_mlp.input_linear",
+        "blk.#.ffn_gate_shexp",
+        Form::FirstHalf,
+    ),
+    rule(
+        "layers.#.shared_mlp.input_linear",
+        "blk.#.ffn_up_shexp",
+        Form::SecondHalf,
+    ),
     same("layers.#.shared_mlp.output_linear", "blk.#.ffn_down_shexp"),
 ];
 
 /// Granite 4 without experts keeps the shared network's names.
 pub(super) const GRANITE_DENSE: &[Rule] = &[
-    rule("layers.#.shared_mlp.input_linear", "blk.#.ffn_gate", Form::FirstHalf),
-    rule("layers.#.shared_mlp.input_linear", "blk.#.ffn_up", Form::SecondHalf),
+    rule(
+        "layers.#.shared_mlp.input_linear",
+        "blk.#.ffn_gate",
+        Form::FirstHalf,
+    ),
+    rule(
+        "layers.#.shared_mlp.input_linear",
+        "blk.#.ffn_up",
+        Form::SecondHalf,
+    ),
     same("layers.#.shared_mlp.output_linear", "blk.#.ffn_down"),
 ];
 
@@ -143,7 +225,11 @@ pub(super) const BLOOM: &[Rule] = &[
     same("ln_f", "output_norm"),
     same("h.#.input_layernorm", "blk.#.attn_norm"),
     same("h.#.post_attention_layernorm", "blk.#.ffn_norm"),
-    rule("h.#.self_attention.query_key_value", "blk.#.attn_qkv", Form::ByHead),
+    rule(
+        "h.#.self_attention.query_key_value",
+        "blk.#.attn_qkv",
+        Form::ByHead,
+    ),
     same("h.#.self_attention.dense", "blk.#.attn_output"),
     same("h.#.mlp.dense_h_to_4h", "blk.#.ffn_up"),
     same("h.#.mlp.dense_4h_to_h", "blk.#.ffn_down"),
@@ -244,9 +330,15 @@ mod tests {
     fn names_are_taken_apart() {
         let name = Name::parse("model.layers.12.mlp.experts.3.up_proj.weight").unwrap();
         assert_eq!(name.pattern, "layers.#.mlp.experts.@.up_proj");
-        assert_eq!((name.layer, name.expert, name.bias), (Some(12), Some(3), false));
+        assert_eq!(
+            (name.layer, name.expert, name.bias),
+            (Some(12), Some(3), false)
+        );
         let name = Name::parse("h.0.attn.c_attn.bias").unwrap();
-        assert_eq!((name.pattern.as_str(), name.bias), ("h.#.attn.c_attn", true));
+        assert_eq!(
+            (name.pattern.as_str(), name.bias),
+            ("h.#.attn.c_attn", true)
+        );
         let nested = Name::parse("language_model.model.norm.weight").unwrap();
         assert_eq!(nested.pattern, "norm");
         assert_eq!(Name::parse("model.layers.01.norm.weight"), None);

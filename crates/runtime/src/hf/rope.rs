@@ -7,7 +7,7 @@ use std::f64::consts::PI;
 
 use serde_json::Value;
 
-use super::config::{Config, finite};
+use super::config::{Config, brief, finite};
 use super::family::Family;
 use super::metadata::Header;
 use crate::gguf::ModelFileError;
@@ -60,7 +60,8 @@ pub(super) fn write(
         "su" | "longrope" => scaled.longrope(header)?,
         other => {
             return Err(config.refuse(&format!(
-                "`rope_scaling` is of the type {other:?}, which is not supported; take another model"
+                "`rope_scaling` is of the type {}, which is not supported; take another model",
+                brief(&Value::from(other))
             )));
         }
     };
@@ -131,8 +132,7 @@ impl Scaled<'_> {
     }
 
     fn required(&self, key: &str) -> Result<f64, ModelFileError> {
-        self.number(key)?
-            .ok_or_else(|| self.config.missing(&[key]))
+        self.number(key)?.ok_or_else(|| self.config.missing(&[key]))
     }
 
     fn original_context(&self) -> Result<u32, ModelFileError> {
@@ -178,7 +178,10 @@ impl Scaled<'_> {
             let of_method = 1.0 + 0.1 * factor.ln();
             header.own_float("rope.scaling.attn_factor", declared / of_method);
         }
-        for (key, name) in [("beta_fast", "yarn_beta_fast"), ("beta_slow", "yarn_beta_slow")] {
+        for (key, name) in [
+            ("beta_fast", "yarn_beta_fast"),
+            ("beta_slow", "yarn_beta_slow"),
+        ] {
             if let Some(beta) = self.number(key)? {
                 header.own_float(&format!("rope.scaling.{name}"), beta);
             }
@@ -215,6 +218,7 @@ impl Scaled<'_> {
     fn longrope(&self, header: &mut Header) -> Result<Factors, ModelFileError> {
         header.own_string("rope.scaling.type", "longrope");
         let original = self.original_context()?;
+        header.own_unsigned("rope.scaling.original_context_length", original);
         let stretch = f64::from(self.context) / f64::from(original);
         let attention = match self.number("attention_factor")? {
             Some(declared) => declared,

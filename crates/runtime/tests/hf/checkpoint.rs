@@ -35,7 +35,11 @@ pub fn tiny(architecture: &'static str, seed: u64) -> Tiny {
     let tiny = Tiny::new(architecture, seed);
     let wide = ["bloom", "gpt2", "mpt"].contains(&architecture);
     Tiny {
-        feed_forward: if wide { 4 * tiny.embedding } else { tiny.feed_forward },
+        feed_forward: if wide {
+            4 * tiny.embedding
+        } else {
+            tiny.feed_forward
+        },
         ..tiny
     }
 }
@@ -50,7 +54,9 @@ pub fn model_file(tiny: &Tiny) -> ModelFile {
 pub fn bytes_of(file: &ModelFile, tensor: &TensorInfo) -> Vec<u8> {
     let mut bytes = vec![0; tensor.bytes as usize];
     let source = file.source(tensor);
-    source.read_at(tensor.offset, &mut bytes).expect("in the source");
+    source
+        .read_at(tensor.offset, &mut bytes)
+        .expect("in the source");
     bytes
 }
 
@@ -86,7 +92,10 @@ impl Checkpoint {
     }
 
     pub fn tensor(&mut self, part: &str) -> &mut Tensor {
-        let found = self.tensors.iter_mut().find(|tensor| tensor.name.contains(part));
+        let found = self
+            .tensors
+            .iter_mut()
+            .find(|tensor| tensor.name.contains(part));
         found.unwrap_or_else(|| panic!("no tensor is called {part}"))
     }
 
@@ -100,7 +109,11 @@ impl Checkpoint {
             return;
         }
         let mut places = Map::new();
-        for (number, part) in self.tensors.chunks(self.tensors.len().div_ceil(shards)).enumerate() {
+        for (number, part) in self
+            .tensors
+            .chunks(self.tensors.len().div_ceil(shards))
+            .enumerate()
+        {
             let name = format!("model-{:05}-of-{shards:05}.safetensors", number + 1);
             fs::write(directory.join(&name), safetensors(part)).expect("written");
             for tensor in part {
@@ -108,7 +121,11 @@ impl Checkpoint {
             }
         }
         let index = json!({ "metadata": { "total_size": 0 }, "weight_map": places });
-        fs::write(directory.join("model.safetensors.index.json"), index.to_string()).expect("written");
+        fs::write(
+            directory.join("model.safetensors.index.json"),
+            index.to_string(),
+        )
+        .expect("written");
     }
 }
 
@@ -199,77 +216,92 @@ fn outer_name(architecture: &str, name: &str) -> &'static str {
 fn layer_name(architecture: &str, name: &str) -> (&'static str, &'static str) {
     let gemma = ["gemma2", "gemma3"].contains(&architecture);
     match architecture {
-        "gpt2" => ("h", match name {
-            "attn_norm" => "ln_1",
-            "attn_qkv" => "attn.c_attn",
-            "attn_output" => "attn.c_proj",
-            "ffn_norm" => "ln_2",
-            "ffn_up" => "mlp.c_fc",
-            "ffn_down" => "mlp.c_proj",
-            other => panic!("{other}"),
-        }),
-        "bloom" => ("transformer.h", match name {
-            "attn_norm" => "input_layernorm",
-            "attn_qkv" => "self_attention.query_key_value",
-            "attn_output" => "self_attention.dense",
-            "ffn_norm" => "post_attention_layernorm",
-            "ffn_up" => "mlp.dense_h_to_4h",
-            "ffn_down" => "mlp.dense_4h_to_h",
-            other => panic!("{other}"),
-        }),
-        "mpt" => ("transformer.blocks", match name {
-            "attn_norm" => "norm_1",
-            "attn_qkv" => "attn.Wqkv",
-            "attn_output" => "attn.out_proj",
-            "ffn_norm" => "norm_2",
-            "ffn_up" => "ffn.up_proj",
-            "ffn_down" => "ffn.down_proj",
-            other => panic!("{other}"),
-        }),
-        "lfm2" => ("model.layers", match name {
-            "attn_norm" => "operator_norm",
-            "ffn_norm" => "ffn_norm",
-            "attn_q" => "self_attn.q_proj",
-            "attn_k" => "self_attn.k_proj",
-            "attn_v" => "self_attn.v_proj",
-            "attn_output" => "self_attn.out_proj",
-            "attn_q_norm" => "self_attn.q_layernorm",
-            "attn_k_norm" => "self_attn.k_layernorm",
-            "shortconv.in_proj" => "conv.in_proj",
-            "shortconv.conv" => "conv.conv",
-            "shortconv.out_proj" => "conv.out_proj",
-            "ffn_gate" => "feed_forward.w1",
-            "ffn_up" => "feed_forward.w3",
-            "ffn_down" => "feed_forward.w2",
-            other => panic!("{other}"),
-        }),
-        _ => ("model.layers", match name {
-            "attn_norm" => "input_layernorm",
-            "attn_q" => "self_attn.q_proj",
-            "attn_k" => "self_attn.k_proj",
-            "attn_v" => "self_attn.v_proj",
-            "attn_qkv" => "self_attn.qkv_proj",
-            "attn_output" => "self_attn.o_proj",
-            "attn_q_norm" => "self_attn.q_norm",
-            "attn_k_norm" => "self_attn.k_norm",
-            "post_attention_norm" => "post_attention_layernorm",
-            "ffn_norm" if gemma => "pre_feedforward_layernorm",
-            "ffn_norm" => "post_attention_layernorm",
-            "post_ffw_norm" => "post_feedforward_layernorm",
-            "ffn_gate" => "mlp.gate_proj",
-            "ffn_up" if architecture == "phi3" => "mlp.gate_up_proj",
-            "ffn_up" => "mlp.up_proj",
-            "ffn_down" => "mlp.down_proj",
-            "ffn_gate_inp" if architecture == "granitemoe" => "block_sparse_moe.router.layer",
-            "ffn_gate_inp" => "mlp.gate",
-            "ffn_gate_exps" if architecture == "granitemoe" => "gate_exps",
-            "ffn_up_exps" if architecture == "granitemoe" => "up_exps",
-            "ffn_down_exps" if architecture == "granitemoe" => "block_sparse_moe.output_linear",
-            "ffn_gate_exps" => "experts gate_proj",
-            "ffn_up_exps" => "experts up_proj",
-            "ffn_down_exps" => "experts down_proj",
-            other => panic!("{other}"),
-        }),
+        "gpt2" => (
+            "h",
+            match name {
+                "attn_norm" => "ln_1",
+                "attn_qkv" => "attn.c_attn",
+                "attn_output" => "attn.c_proj",
+                "ffn_norm" => "ln_2",
+                "ffn_up" => "mlp.c_fc",
+                "ffn_down" => "mlp.c_proj",
+                other => panic!("{other}"),
+            },
+        ),
+        "bloom" => (
+            "transformer.h",
+            match name {
+                "attn_norm" => "input_layernorm",
+                "attn_qkv" => "self_attention.query_key_value",
+                "attn_output" => "self_attention.dense",
+                "ffn_norm" => "post_attention_layernorm",
+                "ffn_up" => "mlp.dense_h_to_4h",
+                "ffn_down" => "mlp.dense_4h_to_h",
+                other => panic!("{other}"),
+            },
+        ),
+        "mpt" => (
+            "transformer.blocks",
+            match name {
+                "attn_norm" => "norm_1",
+                "attn_qkv" => "attn.Wqkv",
+                "attn_output" => "attn.out_proj",
+                "ffn_norm" => "norm_2",
+                "ffn_up" => "ffn.up_proj",
+                "ffn_down" => "ffn.down_proj",
+                other => panic!("{other}"),
+            },
+        ),
+        "lfm2" => (
+            "model.layers",
+            match name {
+                "attn_norm" => "operator_norm",
+                "ffn_norm" => "ffn_norm",
+                "attn_q" => "self_attn.q_proj",
+                "attn_k" => "self_attn.k_proj",
+                "attn_v" => "self_attn.v_proj",
+                "attn_output" => "self_attn.out_proj",
+                "attn_q_norm" => "self_attn.q_layernorm",
+                "attn_k_norm" => "self_attn.k_layernorm",
+                "shortconv.in_proj" => "conv.in_proj",
+                "shortconv.conv" => "conv.conv",
+                "shortconv.out_proj" => "conv.out_proj",
+                "ffn_gate" => "feed_forward.w1",
+                "ffn_up" => "feed_forward.w3",
+                "ffn_down" => "feed_forward.w2",
+                other => panic!("{other}"),
+            },
+        ),
+        _ => (
+            "model.layers",
+            match name {
+                "attn_norm" => "input_layernorm",
+                "attn_q" => "self_attn.q_proj",
+                "attn_k" => "self_attn.k_proj",
+                "attn_v" => "self_attn.v_proj",
+                "attn_qkv" => "self_attn.qkv_proj",
+                "attn_output" => "self_attn.o_proj",
+                "attn_q_norm" => "self_attn.q_norm",
+                "attn_k_norm" => "self_attn.k_norm",
+                "post_attention_norm" => "post_attention_layernorm",
+                "ffn_norm" if gemma => "pre_feedforward_layernorm",
+                "ffn_norm" => "post_attention_layernorm",
+                "post_ffw_norm" => "post_feedforward_layernorm",
+                "ffn_gate" => "mlp.gate_proj",
+                "ffn_up" if architecture == "phi3" => "mlp.gate_up_proj",
+                "ffn_up" => "mlp.up_proj",
+                "ffn_down" => "mlp.down_proj",
+                "ffn_gate_inp" if architecture == "granitemoe" => "block_sparse_moe.router.layer",
+                "ffn_gate_inp" => "mlp.gate",
+                "ffn_gate_exps" if architecture == "granitemoe" => "gate_exps",
+                "ffn_up_exps" if architecture == "granitemoe" => "up_exps",
+                "ffn_down_exps" if architecture == "granitemoe" => "block_sparse_moe.output_linear",
+                "ffn_gate_exps" => "experts gate_proj",
+                "ffn_up_exps" => "experts up_proj",
+                "ffn_down_exps" => "experts down_proj",
+                other => panic!("{other}"),
+            },
+        ),
     }
 }
 
@@ -282,7 +314,12 @@ fn fuse(tiny: &Tiny, tensors: Vec<Tensor>) -> Vec<Tensor> {
             gate = Some(tensor);
         } else if tensor.name.ends_with("up_exps.weight") {
             let gate = gate.take().expect("gate comes before up");
-            out.push(both(tiny.experts, &gate, &tensor, "block_sparse_moe.input_linear.weight"));
+            out.push(both(
+                tiny.experts,
+                &gate,
+                &tensor,
+                "block_sparse_moe.input_linear.weight",
+            ));
         } else {
             out.push(tensor);
         }
@@ -333,7 +370,10 @@ fn transpose(tensor: &mut Tensor) {
     let old = tensor.bytes.clone();
     for row in 0..rows {
         for column in 0..columns {
-            let (from, to) = (size * (row * columns + column), size * (column * rows + row));
+            let (from, to) = (
+                size * (row * columns + column),
+                size * (column * rows + row),
+            );
             tensor.bytes[to..to + size].copy_from_slice(&old[from..from + size]);
         }
     }
@@ -351,7 +391,10 @@ fn interleave(tensor: &mut Tensor, heads: usize) {
 }
 
 fn config(tiny: &Tiny, file: &ModelFile) -> Map<String, Value> {
-    let vocabulary = file.tensor("token_embd.weight").expect("an embedding").rows();
+    let vocabulary = file
+        .tensor("token_embd.weight")
+        .expect("an embedding")
+        .rows();
     let mut config = match tiny.architecture {
         "gpt2" => json!({
             "n_layer": tiny.layers, "n_embd": tiny.embedding, "n_head": tiny.heads, "n_positions": 512, "n_ctx": 512,
@@ -375,19 +418,31 @@ fn config(tiny: &Tiny, file: &ModelFile) -> Map<String, Value> {
     };
     let experts = json!({ "num_experts": tiny.experts, "num_experts_per_tok": tiny.used_experts });
     let (model_type, more) = match tiny.architecture {
-        "gemma2" => ("gemma2", json!({
-            "rope_theta": 10000.0, "sliding_window": tiny.window, "query_pre_attn_scalar": tiny.head_dim,
-            "attn_logit_softcapping": 50.0, "final_logit_softcapping": 30.0, "hidden_activation": "gelu_pytorch_tanh",
-        })),
-        "gemma3" => ("gemma3_text", json!({
-            "rope_theta": 1000000.0, "rope_local_base_freq": 10000.0, "sliding_window": tiny.window,
-            "query_pre_attn_scalar": tiny.head_dim, "sliding_window_pattern": 6, "attn_logit_softcapping": null,
-            "final_logit_softcapping": null, "hidden_activation": "gelu_pytorch_tanh",
-        })),
-        "phi3" => ("phi3", json!({ "original_max_position_embeddings": 512, "sliding_window": tiny.window })),
-        "smollm3" => ("smollm3", json!({
-            "no_rope_layers": (1..=tiny.layers).map(|layer| i32::from(layer % 4 != 0)).collect::<Vec<_>>(),
-        })),
+        "gemma2" => (
+            "gemma2",
+            json!({
+                "rope_theta": 10000.0, "sliding_window": tiny.window, "query_pre_attn_scalar": tiny.head_dim,
+                "attn_logit_softcapping": 50.0, "final_logit_softcapping": 30.0, "hidden_activation": "gelu_pytorch_tanh",
+            }),
+        ),
+        "gemma3" => (
+            "gemma3_text",
+            json!({
+                "rope_theta": 1000000.0, "rope_local_base_freq": 10000.0, "sliding_window": tiny.window,
+                "query_pre_attn_scalar": tiny.head_dim, "sliding_window_pattern": 6, "attn_logit_softcapping": null,
+                "final_logit_softcapping": null, "hidden_activation": "gelu_pytorch_tanh",
+            }),
+        ),
+        "phi3" => (
+            "phi3",
+            json!({ "original_max_position_embeddings": 512, "sliding_window": tiny.window }),
+        ),
+        "smollm3" => (
+            "smollm3",
+            json!({
+                "no_rope_layers": (1..=tiny.layers).map(|layer| i32::from(layer % 4 != 0)).collect::<Vec<_>>(),
+            }),
+        ),
         "granite" => ("granite", granite()),
         "granitemoe" => {
             let mut more = granite();
@@ -403,11 +458,20 @@ fn config(tiny: &Tiny, file: &ModelFile) -> Map<String, Value> {
             ("qwen3_moe", more)
         }
         "lfm2" => {
-            let kinds = (0..tiny.layers).map(|layer| if layer % 3 == 2 { "full_attention" } else { "conv" });
-            ("lfm2", json!({
-                "layer_types": kinds.collect::<Vec<_>>(), "conv_L_cache": 3, "conv_bias": false, "norm_eps": 1e-6,
-                "block_ff_dim": tiny.feed_forward, "block_auto_adjust_ff_dim": false, "tie_embedding": true,
-            }))
+            let kinds = (0..tiny.layers).map(|layer| {
+                if layer % 3 == 2 {
+                    "full_attention"
+                } else {
+                    "conv"
+                }
+            });
+            (
+                "lfm2",
+                json!({
+                    "layer_types": kinds.collect::<Vec<_>>(), "conv_L_cache": 3, "conv_bias": false, "norm_eps": 1e-6,
+                    "block_ff_dim": tiny.feed_forward, "block_auto_adjust_ff_dim": false, "tie_embedding": !tiny.untied,
+                }),
+            )
         }
         same => (same, json!({})),
     };

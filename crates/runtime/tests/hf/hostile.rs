@@ -60,11 +60,16 @@ fn assert_says(error: &str, words: &[&str]) {
 
 #[test]
 fn tensors_are_checked_against_the_configuration() {
-    let error = refusal("llama", |all| all.tensors.retain(|tensor| !tensor.name.contains("layers.1.mlp.up")));
+    let error = refusal("llama", |all| {
+        all.tensors
+            .retain(|tensor| !tensor.name.contains("layers.1.mlp.up"))
+    });
     assert_says(&error, &["blk.1.ffn_up.weight", "missing"]);
     let error = refusal("llama", |all| all.tensor("layers.1.mlp.up").shape.reverse());
     assert_says(&error, &["blk.1.ffn_up.weight", "shape"]);
-    let error = refusal("llama", |all| all.tensor("layers.1.mlp.up").name.insert(0, 'x'));
+    let error = refusal("llama", |all| {
+        all.tensor("layers.1.mlp.up").name.insert(0, 'x')
+    });
     assert_says(&error, &["xmodel.layers.1.mlp.up_proj.weight", "no place"]);
     let error = refusal("llama", |all| {
         all.set("num_hidden_layers", json!(2));
@@ -85,20 +90,30 @@ fn tensors_are_checked_against_the_configuration() {
     });
     assert_says(&error, &["norm.weight", "two names"]);
     let error = refusal("llama", |all| all.tensor("layers.1.mlp.up").element = "I32");
-    assert_says(&error, &["model.layers.1.mlp.up_proj.weight", "F32, F16 or BF16"]);
+    assert_says(
+        &error,
+        &["model.layers.1.mlp.up_proj.weight", "F32, F16 or BF16"],
+    );
     let error = refusal("llama", |all| all.tensor("layers.1.mlp.up").element = "Q9");
     assert_says(&error, &["model.safetensors", "`Q9`", "not supported"]);
     let error = refusal("llama", |all| all.tensor("layers.1.mlp.up").shape[0] += 1);
     assert_says(&error, &["model.safetensors", "shape"]);
-    let error = refusal("llama", |all| all.tensor("layers.1.mlp.up").shape = vec![u64::MAX, 2]);
+    let error = refusal("llama", |all| {
+        all.tensor("layers.1.mlp.up").shape = vec![u64::MAX, 2]
+    });
     assert_says(&error, &["model.safetensors", "shape"]);
-    let error = refusal("llama", |all| all.tensor("layers.1.mlp.up").shape.extend([1; 20]));
+    let error = refusal("llama", |all| {
+        all.tensor("layers.1.mlp.up").shape.extend([1; 20])
+    });
     assert_says(&error, &["model.safetensors", "too many dimensions"]);
 }
 
 #[test]
 fn experts_must_be_complete_and_alike() {
-    let error = refusal("qwen3moe", |all| all.tensors.retain(|tensor| !tensor.name.contains("layers.1.mlp.experts.2.up")));
+    let error = refusal("qwen3moe", |all| {
+        all.tensors
+            .retain(|tensor| !tensor.name.contains("layers.1.mlp.experts.2.up"))
+    });
     assert_says(&error, &["layers.1.mlp.experts.0.up_proj", "3 of 4"]);
     let error = refusal("qwen3moe", |all| all.tensor("experts.2.up").shape.reverse());
     assert_says(&error, &["experts.2.up_proj", "differs"]);
@@ -135,12 +150,24 @@ fn configurations_are_checked() {
         ("rope_scaling", json!([])),
         ("rope_scaling", json!({ "type": "unheard_of" })),
         ("rope_scaling", json!({ "type": "linear" })),
-        ("rope_scaling", json!({ "type": "llama3", "low_freq_factor": 4, "high_freq_factor": 4 })),
-        ("rope_scaling", json!({ "type": "longrope", "long_factor": [1, 2], "short_factor": [1, 2] })),
-        ("rope_scaling", json!({ "type": "yarn", "factor": 2, "original_max_position_embeddings": 0 })),
+        (
+            "rope_scaling",
+            json!({ "type": "llama3", "low_freq_factor": 4, "high_freq_factor": 4 }),
+        ),
+        (
+            "rope_scaling",
+            json!({ "type": "longrope", "long_factor": [1, 2], "short_factor": [1, 2] }),
+        ),
+        (
+            "rope_scaling",
+            json!({ "type": "yarn", "factor": 2, "original_max_position_embeddings": 0 }),
+        ),
         ("max_position_embeddings", json!(1u64 << 40)),
         ("layer_types", json!(["full_attention"])),
-        ("layer_types", json!(["sliding_attention", "full_attention", "full_attention"])),
+        (
+            "layer_types",
+            json!(["sliding_attention", "full_attention", "full_attention"]),
+        ),
         ("hidden_act", json!("relu")),
         ("model_type", json!("a".repeat(1000))),
         ("model_type", json!({})),
@@ -171,12 +198,33 @@ fn indices_are_checked() {
         assert_one_sentence(&error);
         assert_says(&error, words);
     };
-    for name in ["../x.safetensors", "/etc/x.safetensors", "a/b.safetensors", "..", "", "C:\\x.safetensors", ".hidden.safetensors", "config.json"] {
-        refused(&|index| index["weight_map"]["model.norm.weight"] = json!(name), &["plain"]);
+    for name in [
+        "../x.safetensors",
+        "/etc/x.safetensors",
+        "a/b.safetensors",
+        "..",
+        "",
+        "C:\\x.safetensors",
+        ".hidden.safetensors",
+        "config.json",
+    ] {
+        refused(
+            &|index| index["weight_map"]["model.norm.weight"] = json!(name),
+            &["plain"],
+        );
     }
-    refused(&|index| index["weight_map"]["model.norm.weight"] = json!(shard), &["model.norm.weight", "one revision"]);
-    refused(&|index| index["weight_map"]["extra"] = json!(shard), &["`extra`", "no shard holds"]);
-    refused(&|index| index["weight_map"]["extra"] = json!("absent.safetensors"), &["absent.safetensors"]);
+    refused(
+        &|index| index["weight_map"]["model.norm.weight"] = json!(shard),
+        &["model.norm.weight", "one revision"],
+    );
+    refused(
+        &|index| index["weight_map"]["extra"] = json!(shard),
+        &["`extra`", "no shard holds"],
+    );
+    refused(
+        &|index| index["weight_map"]["extra"] = json!("absent.safetensors"),
+        &["absent.safetensors"],
+    );
     refused(&|index| *index = json!([]), &["index.json"]);
     refused(&|index| index["weight_map"] = json!({}), &["0 shards"]);
 
@@ -203,7 +251,9 @@ fn a_file_cut_anywhere_is_refused() {
     checkpoint.write(directory.path(), 1);
     let whole = safetensors(&checkpoint.tensors);
     let header = 8 + u64::from_le_bytes(whole[..8].try_into().expect("8 bytes")) as usize;
-    let lengths = (0..header).step_by(37).chain((header..whole.len()).step_by(whole.len() / 50));
+    let lengths = (0..header)
+        .step_by(37)
+        .chain((header..whole.len()).step_by(whole.len() / 50));
     for length in lengths {
         fs::write(directory.path().join("model.safetensors"), &whole[..length]).expect("written");
         assert_one_sentence(&try_everything(directory.path()).expect_err("cut"));
@@ -226,7 +276,11 @@ fn lengths_are_not_believed() {
         assert_one_sentence(&try_everything(directory.path()).expect_err("too long"));
     }
     let deep = format!("{}{}", "[".repeat(100_000), "]".repeat(100_000));
-    for name in ["generation_config.json", "tokenizer_config.json", "config.json"] {
+    for name in [
+        "generation_config.json",
+        "tokenizer_config.json",
+        "config.json",
+    ] {
         let path = directory.path().join(name);
         let before = fs::read(&path).ok();
         fs::write(&path, &deep).expect("written");
@@ -241,7 +295,10 @@ fn lengths_are_not_believed() {
         ..Limits::default()
     };
     let error = ondine_runtime::hf::open(directory.path(), &limits).err();
-    assert_says(&error.expect("too long").to_string(), &["config.json", "16 bytes"]);
+    assert_says(
+        &error.expect("too long").to_string(),
+        &["config.json", "16 bytes"],
+    );
 }
 
 /// Names twice in one header, which a reader of JSON objects would not notice.
@@ -251,7 +308,11 @@ fn a_name_declared_twice_is_refused() {
     let checkpoint = small("llama");
     checkpoint.write(directory.path(), 1);
     let whole = safetensors(&checkpoint.tensors);
-    let text = |name: &str| whole.windows(name.len()).position(|window| window == name.as_bytes());
+    let text = |name: &str| {
+        whole
+            .windows(name.len())
+            .position(|window| window == name.as_bytes())
+    };
     let from = text("layers.1.mlp.up_proj").expect("a tensor");
     let mut twice = whole.clone();
     twice[from + 7] = b'2';
@@ -275,7 +336,11 @@ fn parts(architecture: &'static str) -> (Vec<u8>, Vec<u8>) {
 
 fn samples() -> &'static [(Vec<u8>, Vec<u8>)] {
     static PARTS: OnceLock<Vec<(Vec<u8>, Vec<u8>)>> = OnceLock::new();
-    PARTS.get_or_init(|| ["llama", "granitemoe", "gpt2", "lfm2", "gemma3"].map(parts).into())
+    PARTS.get_or_init(|| {
+        ["llama", "granitemoe", "gpt2", "lfm2", "gemma3"]
+            .map(parts)
+            .into()
+    })
 }
 
 /// Bytes that mean something in JSON are likelier to reach deep than others.

@@ -119,22 +119,47 @@ fn assert_same(tiny: &Tiny, checkpoint: &Checkpoint, shards: usize) {
     checkpoint.write(directory.path(), shards);
     let actual = open(&directory).expect("a whole checkpoint");
     let name = tiny.architecture;
-    assert_eq!(actual.sources().len(), shards + 1, "{name}: weights and config.json");
+    assert_eq!(
+        actual.sources().len(),
+        shards + 1,
+        "{name}: weights and config.json"
+    );
     let (mut expected_spec, mut actual_spec) = (spec(&expected), spec(&actual));
     turn_halves(&mut expected_spec);
     actual_spec.name.clone_from(&expected_spec.name);
-    expected_spec.name.clone_from(&actual_spec.name);
-    assert_eq!(format!("{expected_spec:#?}"), format!("{actual_spec:#?}"), "{name}");
+    let (expected_text, actual_text) = (format!("{expected_spec:#?}"), format!("{actual_spec:#?}"));
+    for (number, (expected, actual)) in expected_text.lines().zip(actual_text.lines()).enumerate() {
+        assert_eq!(expected, actual, "{name}, line {number} of the description");
+    }
+    assert_eq!(expected_text.len(), actual_text.len(), "{name}");
 
-    let mut names: Vec<&str> = expected.tensors().iter().map(|tensor| &*tensor.name).collect();
-    let mut actual_names: Vec<&str> = actual.tensors().iter().map(|tensor| &*tensor.name).collect();
+    let mut names: Vec<&str> = expected
+        .tensors()
+        .iter()
+        .map(|tensor| &*tensor.name)
+        .collect();
+    let mut actual_names: Vec<&str> = actual
+        .tensors()
+        .iter()
+        .map(|tensor| &*tensor.name)
+        .collect();
     names.sort_unstable();
     actual_names.sort_unstable();
     assert_eq!(names, actual_names, "{name}");
     for tensor in expected.tensors() {
-        let (expected, other) = (values(&expected, &tensor.name), values(&actual, &tensor.name));
-        assert_eq!(actual.tensor(&tensor.name).unwrap().shape, tensor.shape, "{name} {}", tensor.name);
-        let rotated = ["attn_q.weight", "attn_k.weight"].iter().any(|part| tensor.name.ends_with(part));
+        let (expected, other) = (
+            values(&expected, &tensor.name),
+            values(&actual, &tensor.name),
+        );
+        assert_eq!(
+            actual.tensor(&tensor.name).unwrap().shape,
+            tensor.shape,
+            "{name} {}",
+            tensor.name
+        );
+        let rotated = ["attn_q.weight", "attn_k.weight"]
+            .iter()
+            .any(|part| tensor.name.ends_with(part));
         let permuted = ["llama", "granite", "granitemoe", "smollm3"].contains(&name) && rotated;
         let columns = tensor.columns() as usize;
         for (index, &value) in expected.iter().enumerate() {
@@ -146,7 +171,11 @@ fn assert_same(tiny: &Tiny, checkpoint: &Checkpoint, shards: usize) {
                 true => ROUNDING,
                 false => 0.0,
             };
-            assert!((value - other[place]).abs() <= tolerance, "{name} {} {index}", tensor.name);
+            assert!(
+                (value - other[place]).abs() <= tolerance,
+                "{name} {} {index}",
+                tensor.name
+            );
         }
     }
 }
@@ -178,11 +207,22 @@ fn halves_place(row: usize, head_dim: usize) -> usize {
 
 /// A tensor's elements.
 fn values(file: &ModelFile, name: &str) -> Vec<f32> {
-    let tensor = file.tensor(name).unwrap_or_else(|| panic!("{name} is missing"));
+    let tensor = file
+        .tensor(name)
+        .unwrap_or_else(|| panic!("{name} is missing"));
     let bytes = bytes_of(file, tensor);
     match tensor.tensor_type {
-        TensorType::F16 => bytes.chunks_exact(2).map(|raw| f16::from_le_bytes([raw[0], raw[1]]).to_f32()).collect(),
-        TensorType::BF16 => bytes.chunks_exact(2).map(|raw| bf16::from_le_bytes([raw[0], raw[1]]).to_f32()).collect(),
-        _ => bytes.chunks_exact(4).map(|raw| f32::from_le_bytes([raw[0], raw[1], raw[2], raw[3]])).collect(),
+        TensorType::F16 => bytes
+            .chunks_exact(2)
+            .map(|raw| f16::from_le_bytes([raw[0], raw[1]]).to_f32())
+            .collect(),
+        TensorType::BF16 => bytes
+            .chunks_exact(2)
+            .map(|raw| bf16::from_le_bytes([raw[0], raw[1]]).to_f32())
+            .collect(),
+        _ => bytes
+            .chunks_exact(4)
+            .map(|raw| f32::from_le_bytes([raw[0], raw[1], raw[2], raw[3]]))
+            .collect(),
     }
 }

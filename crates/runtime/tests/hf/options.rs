@@ -32,7 +32,10 @@ fn attention(spec: &ModelSpec, layer: usize) -> &Attention {
 }
 
 fn rope(spec: &ModelSpec, layer: usize) -> &Rope {
-    attention(spec, layer).rope.as_ref().expect("rotary positions")
+    attention(spec, layer)
+        .rope
+        .as_ref()
+        .expect("rotary positions")
 }
 
 fn close(actual: f32, expected: f64) {
@@ -44,8 +47,14 @@ fn close(actual: f32, expected: f64) {
 fn llama3_stretches_long_wavelengths() {
     let scaling = json!({ "rope_type": "llama3", "factor": 32.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
         "original_max_position_embeddings": 8192 });
-    let (file, spec) = with("llama", json!({ "rope_theta": 500000.0, "rope_scaling": scaling.clone() }));
-    assert_eq!(rope(&spec, 0).factors, RopeFactors::Always("rope_freqs.weight".into()));
+    let (file, spec) = with(
+        "llama",
+        json!({ "rope_theta": 500000.0, "rope_scaling": scaling.clone() }),
+    );
+    assert_eq!(
+        rope(&spec, 0).factors,
+        RopeFactors::Always("rope_freqs.weight".into())
+    );
     let factors = values(&file, "rope_freqs.weight");
     // Figures of the reference implementation's formula for heads of 16.
     for (factor, expected) in factors.iter().zip(LLAMA3_FACTORS) {
@@ -55,7 +64,10 @@ fn llama3_stretches_long_wavelengths() {
     // The same, as newer tools write it.
     let mut parameters = scaling;
     parameters["rope_theta"] = json!(500000.0);
-    let (other, spec) = with("llama", json!({ "rope_theta": null, "rope_scaling": null, "rope_parameters": parameters }));
+    let (other, spec) = with(
+        "llama",
+        json!({ "rope_theta": null, "rope_scaling": null, "rope_parameters": parameters }),
+    );
     assert_eq!(values(&other, "rope_freqs.weight"), factors);
     close(rope(&spec, 0).base, 500000.0);
 }
@@ -64,7 +76,10 @@ const LLAMA3_FACTORS: [f64; 8] = [1.0, 1.0, 1.0, 1.0, 3.2922621029408843, 32.0, 
 
 #[test]
 fn linear_and_yarn_scale_positions() {
-    let (_, spec) = with("llama", json!({ "rope_scaling": { "type": "linear", "factor": 4.0 } }));
+    let (_, spec) = with(
+        "llama",
+        json!({ "rope_scaling": { "type": "linear", "factor": 4.0 } }),
+    );
     close(rope(&spec, 0).frequency_scale, 0.25);
     assert_eq!(rope(&spec, 0).extrapolation, 0.0);
 
@@ -73,7 +88,10 @@ fn linear_and_yarn_scale_positions() {
     let of = rope(&spec, 0);
     close(of.frequency_scale, 0.25);
     assert_eq!((of.extrapolation, of.original_context), (1.0, 128));
-    assert_eq!((of.attention_factor, of.beta_fast, of.beta_slow), (1.0, 16.0, 1.0));
+    assert_eq!(
+        (of.attention_factor, of.beta_fast, of.beta_slow),
+        (1.0, 16.0, 1.0)
+    );
 
     // The whole factor on sine and cosine is what the configuration declares.
     let mut declared = yarn;
@@ -100,18 +118,35 @@ fn longrope_has_two_sets_of_factors() {
 #[test]
 fn gemma3_scales_only_global_layers() {
     let scaling = json!({ "rope_type": "linear", "factor": 8.0 });
-    let kinds = ["sliding_attention", "full_attention", "sliding_attention", "sliding_attention"];
-    let (_, flat) = with("gemma3", json!({ "rope_scaling": scaling, "layer_types": kinds }));
+    let kinds = [
+        "sliding_attention",
+        "full_attention",
+        "sliding_attention",
+        "sliding_attention",
+    ];
+    let (_, flat) = with(
+        "gemma3",
+        json!({ "rope_scaling": scaling, "layer_types": kinds }),
+    );
     let both = json!({
         "full_attention": { "rope_type": "linear", "factor": 8.0, "rope_theta": 1000000.0 },
         "sliding_attention": { "rope_type": "default", "rope_theta": 10000.0 },
     });
-    let (_, nested) = with("gemma3", json!({ "rope_parameters": both, "layer_types": kinds, "rope_theta": null }));
+    let (_, nested) = with(
+        "gemma3",
+        json!({ "rope_parameters": both, "layer_types": kinds, "rope_theta": null }),
+    );
     for spec in [flat, nested] {
         let windows = [0, 1, 2, 3].map(|layer| attention(&spec, layer).window);
         assert_eq!(windows, [Some(8), None, Some(8), Some(8)]);
-        assert_eq!((rope(&spec, 0).base, rope(&spec, 0).frequency_scale), (10000.0, 1.0));
-        assert_eq!((rope(&spec, 1).base, rope(&spec, 1).frequency_scale), (1000000.0, 0.125));
+        assert_eq!(
+            (rope(&spec, 0).base, rope(&spec, 0).frequency_scale),
+            (10000.0, 1.0)
+        );
+        assert_eq!(
+            (rope(&spec, 1).base, rope(&spec, 1).frequency_scale),
+            (1000000.0, 0.125)
+        );
     }
 }
 
@@ -122,13 +157,22 @@ fn switches_reach_the_description() {
     assert_eq!(rotated, [false, true, true, false]);
 
     let mistral = |window: Value| {
-        let (_, spec) = with("llama", json!({ "model_type": "mistral", "sliding_window": window }));
+        let (_, spec) = with(
+            "llama",
+            json!({ "model_type": "mistral", "sliding_window": window }),
+        );
         attention(&spec, 0).window
     };
     assert_eq!((mistral(json!(5)), mistral(Value::Null)), (Some(5), None));
 
-    let (_, spec) = with("gemma2", json!({ "query_pre_attn_scalar": 64, "attn_logit_softcapping": null }));
-    assert_eq!((attention(&spec, 0).scale, attention(&spec, 0).softcap), (0.125, None));
+    let (_, spec) = with(
+        "gemma2",
+        json!({ "query_pre_attn_scalar": 64, "attn_logit_softcapping": null }),
+    );
+    assert_eq!(
+        (attention(&spec, 0).scale, attention(&spec, 0).softcap),
+        (0.125, None)
+    );
 
     let normalised = |architecture, normalise: bool| {
         let (_, spec) = with(architecture, json!({ "norm_topk_prob": normalise }));
@@ -148,10 +192,14 @@ fn templates_and_tokens_are_metadata() {
     let checkpoint = Checkpoint::of(&tiny("llama", 1));
     let directory = TempDir::new().expect("a directory");
     checkpoint.write(directory.path(), 1);
-    let write = |name: &str, text: &str| fs::write(directory.path().join(name), text).expect("written");
+    let write =
+        |name: &str, text: &str| fs::write(directory.path().join(name), text).expect("written");
     let template = || {
         let file = open(&directory).expect("a whole checkpoint");
-        let template = file.metadata.string("tokenizer.chat_template").expect("text");
+        let template = file
+            .metadata
+            .string("tokenizer.chat_template")
+            .expect("text");
         template.map(str::to_owned)
     };
     assert_eq!(template(), None);
@@ -163,7 +211,10 @@ fn templates_and_tokens_are_metadata() {
     write("chat_template.jinja", "{{ file }}");
     assert_eq!(template().as_deref(), Some("{{ file }}"));
 
-    write("generation_config.json", r#"{ "eos_token_id": [7, 9], "bos_token_id": null }"#);
+    write(
+        "generation_config.json",
+        r#"{ "eos_token_id": [7, 9], "bos_token_id": null }"#,
+    );
     let file = open(&directory).expect("a whole checkpoint");
     let id = |key: &str| file.metadata.unsigned(key).expect("a number");
     assert_eq!(id("tokenizer.ggml.eos_token_id"), Some(7));
