@@ -8,7 +8,7 @@ pub mod chat_template;
 pub mod constraint;
 mod generate;
 pub mod gguf;
-mod hf;
+pub mod hf;
 mod kv_cache;
 mod limits;
 pub mod model;
