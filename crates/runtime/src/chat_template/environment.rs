@@ -34,6 +34,11 @@ pub(super) fn environment() -> Result<Environment<'static>, Error> {
     environment.add_filter("tojson", tojson);
     environment.add_filter("from_json", from_json);
     environment.add_test("sequence", is_sequence);
+    environment.add_test("iterable", is_iterable);
+    environment.add_filter("default", default);
+    environment.add_filter("d", default);
+    environment.add_filter("int", int);
+    environment.add_filter("float", float);
     Ok(environment)
 }
 
@@ -118,12 +123,58 @@ fn from_json(text: &str) -> Result<Value, Error> {
     }
 }
 
+/// Unlike the engine's, takes `boolean` by name.
+fn default(value: &Value, positional: Rest<Value>, named: Kwargs) -> Result<Value, Error> {
+    let argument = |index: usize, name: &str| match positional.get(index) {
+        Some(value) => Ok(Some(value.clone())),
+        None => named.get::<Option<Value>>(name),
+    };
+    let other = argument(0, "default_value")?;
+    let replaces_false = argument(1, "boolean")?.is_some_and(|value| value.is_true());
+    named.assert_all_used()?;
+    if value.is_undefined() || (replaces_false && !value.is_true()) {
+        Ok(other.unwrap_or_else(|| Value::from("")))
+    } else {
+        Ok(value.clone())
+    }
+}
+
+/// Unlike the engine's, turns what is no number into 0.
+fn int(
+    state: &State,
+    value: &Value,
+    default: Option<Value>,
+    base: Option<u32>,
+    named: Kwargs,
+) -> Result<Value, Error> {
+    let other = match &default {
+        Some(value) => Some(value.clone()),
+        None => named.get("default")?,
+    };
+    let number = minijinja::filters::int(state, value, default, base, named);
+    Ok(number.unwrap_or_else(|_| other.unwrap_or_else(|| Value::from(0))))
+}
+
+/// Unlike the engine's, turns what is no number into 0.
+fn float(value: &Value, default: Option<f64>) -> f64 {
+    let number = match value.as_str() {
+        Some(text) => text.trim().parse().ok(),
+        None => f64::try_from(value.clone()).ok(),
+    };
+    number.unwrap_or(default.unwrap_or(0.0))
+}
+
 /// In Python a text and a map are sequences too.
 fn is_sequence(value: &Value) -> bool {
     matches!(
         value.kind(),
         ValueKind::Seq | ValueKind::String | ValueKind::Map
     )
+}
+
+/// Unlike the engine, where a loop over none is allowed.
+fn is_iterable(value: &Value) -> bool {
+    !value.is_none() && (value.as_str().is_some() || value.try_iter().is_ok())
 }
 
 /// Methods of Python's types.
@@ -133,14 +184,39 @@ fn python_method(
     method: &str,
     arguments: &[Value],
 ) -> Result<Value, Error> {
-    let text = value.as_str().zip(arguments.first().and_then(Value::as_str));
-    match (method, text) {
-        ("removeprefix", Some((text, prefix))) => {
-            Ok(text.strip_prefix(prefix).unwrap_or(text).into())
+    let argument = arguments.first().and_then(Value::as_str);
+    let done = match (method, value.as_str(), argument) {
+        ("removeprefix", Some(text), Some(prefix)) => {
+            text.strip_prefix(prefix).unwrap_or(text).into()
         }
-        ("removesuffix", Some((text, suffix))) => {
-            Ok(text.strip_suffix(suffix).unwrap_or(text).into())
+        ("removesuffix", Some(text), Some(suffix)) => {
+            text.strip_suffix(suffix).unwrap_or(text).into()
         }
-        _ => pycompat::unknown_method_callback(state, value, method, arguments),
-    }
+        ("index", Some(text), Some(part)) => match text.find(part) {
+            Some(place) => text[..place].chars().count().into(),
+            None => return Err(Error::new(ErrorKind::InvalidOperation, "substring not found")),
+        },
+        ("rsplit", Some(text), Some(separator)) if !separator.is_empty() => {
+            let most = arguments.get(1).and_then(Value::as_usize);
+            let parts = text.rsplitn(most.map_or(usize::MAX, |most| most.saturating_add(1)), separator);
+            let parts: Vec<&str> = parts.collect();
+            parts.into_iter().rev().map(Value::from).collect()
+        }
+        ("partition", Some(text), Some(separator)) if !separator.is_empty() => {
+            let (before, found, after) = match text.split_once(separator) {
+                Some((before, after)) => (before, separator, after),
+                None => (text, "", ""),
+            };
+            [before, found, after].into_iter().map(Value::from).collect()
+        }
+        ("swapcase", Some(text), None) => {
+            let swap = |character: char| match character.is_uppercase() {
+                true => character.to_lowercase().collect::<String>(),
+                false => character.to_uppercase().collect(),
+            };
+            text.chars().map(swap).collect::<String>().into()
+        }
+        _ => return pycompat::unknown_method_callback(state, value, method, arguments),
+    };
+    Ok(done)
 }

@@ -136,8 +136,10 @@ impl ChatTemplate {
             });
         }
         let mut environment = environment::environment().map_err(|error| syntax(&error))?;
+        // Jinja reads every line end as a line feed.
+        let source = source.replace("\r\n", "\n").replace('\r', "\n");
         environment
-            .add_template_owned(NAME, environment::without_generation_blocks(source))
+            .add_template_owned(NAME, environment::without_generation_blocks(&source))
             .map_err(|error| syntax(&error))?;
         Ok(ChatTemplate {
             environment,
