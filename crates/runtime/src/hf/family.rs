@@ -91,6 +91,11 @@ impl Family {
         }))
     }
 
+    /// Every rule, those that count first.
+    pub(super) fn rules(&self) -> impl Iterator<Item = &'static Rule> {
+        self.rules.into_iter().flatten()
+    }
+
     /// The rules for tensors named `pattern`: one, or two for a tensor that holds two.
     pub(super) fn rules_for(&self, pattern: &str) -> impl Iterator<Item = &'static Rule> {
         let table = self

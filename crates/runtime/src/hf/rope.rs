@@ -41,6 +41,9 @@ pub(super) fn write(
     let rotated = rope
         .positive(config, &["partial_rotary_factor"])?
         .unwrap_or(1.0);
+    if rotated > 1.0 {
+        return Err(config.refuse("`partial_rotary_factor` is above one; fetch the file again"));
+    }
     let dimensions = (rotated * f64::from(head_size)) as u32;
     header.own_unsigned("rope.dimension_count", dimensions);
     let scaled = Scaled {
@@ -146,7 +149,9 @@ impl Scaled<'_> {
             None => self.config.unsigned(&KEY)?.unwrap_or(self.context),
         };
         match original {
-            0 => Err(self.config.wrong(&KEY, "a positive number")),
+            0 => Err(self
+                .config
+                .refuse(&format!("`{}` is zero; fetch the file again", KEY[0]))),
             original => Ok(original),
         }
     }
