@@ -6,7 +6,7 @@
 
 mod activations;
 pub mod arch;
-pub mod attention;
+mod attention;
 mod error;
 mod formats;
 mod isa;
@@ -15,13 +15,21 @@ mod matmul;
 pub mod ops;
 mod packed;
 mod tensor_type;
+#[cfg(test)]
+mod test_blocks;
+#[cfg(test)]
+mod tests;
 
 pub use activations::Activations;
 pub use arch::threads::ThreadPool;
 pub use error::KernelError;
 pub use formats::{dequantize, quantize};
+pub use attention::{
+    AttentionContext, AttentionJob, AttentionParams, KvError, KvPage, KvShape, KvType, PAGE_TOKENS,
+    attention,
+};
 pub use isa::{Isa, IsaError};
 pub use machine_limits::MachineLimits;
 pub use matmul::{Context, Epilogue, MatmulJob, matmul, matmul_gated, matmul_group};
-pub use packed::{PackedMatrix, PackedMatrixBuilder};
+pub use packed::{PackedMatrix, PackedMatrixBuilder, SharedBytes};
 pub use tensor_type::TensorType;

@@ -207,7 +207,8 @@ impl Model {
     fn read_template(&self) -> Result<ChatTemplate, TemplateError> {
         let tokenizer = &self.tokenizer;
         let text = |id: Option<u32>| {
-            id.map(|id| tokenizer.token_text(id).into_owned())
+            id.and_then(|id| tokenizer.token_text(id))
+                .map(std::borrow::Cow::into_owned)
                 .unwrap_or_default()
         };
         let tokens = SpecialTokens::new(&text(tokenizer.bos()), &text(tokenizer.eos()));

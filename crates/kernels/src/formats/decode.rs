@@ -46,56 +46,150 @@ impl Decoded {
     }
 }
 
+/// A block's codes before the codebook, and its scale bytes in a plain order.
+pub(crate) struct RawBlock {
+    pub(crate) codes: [u8; 256],
+    pub(crate) scales: [u8; 20],
+}
+
+impl RawBlock {
+    pub(crate) fn new() -> Self {
+        RawBlock {
+            codes: [0; 256],
+            scales: [0; 20],
+        }
+    }
+}
+
 /// Decodes one block of a quantised format; `raw` has the block's length.
 pub(crate) fn decode(ty: TensorType, raw: &[u8], out: &mut Decoded) {
     use TensorType::*;
+    raw_codes(ty, raw, &mut out.codes);
+    match ty {
+        IQ4_NL | IQ4_XS => look_up(&IQ4_CODES, &mut out.codes[..ty.block_len()]),
+        MXFP4 => look_up(&MXFP4_CODES, &mut out.codes[..32]),
+        _ => (),
+    }
+    let mut bytes = [0; 20];
+    raw_scales(ty, raw, &mut bytes);
+    let scale = half_at(&bytes, 0);
+    let minimum = half_at(&bytes, 2);
+    for index in 0..ty.block_len() / 16 {
+        let (s, m) = match ty {
+            Q4_1 | Q5_1 => (scale, -minimum),
+            MXFP4 => (e8m0_half(bytes[0]), 0.0),
+            IQ4_XS => (scale * (f32::from(bytes[2 + index / 2]) - 32.0), 0.0),
+            Q2_K => (
+                scale * f32::from(bytes[4 + index] & 15),
+                minimum * f32::from(bytes[4 + index] >> 4),
+            ),
+            Q3_K => (
+                scale * (f32::from(scale_k3(&bytes[2..14], index)) - 32.0),
+                0.0,
+            ),
+            Q4_K | Q5_K => (
+                scale * f32::from(bytes[4 + index / 2 * 2]),
+                minimum * f32::from(bytes[5 + index / 2 * 2]),
+            ),
+            Q6_K => (scale * f32::from(bytes[2 + index] as i8), 0.0),
+            _ => (scale, 0.0),
+        };
+        out.scales[index] = s;
+        out.minima[index] = m;
+    }
+}
+
+/// The codes of one block, before the codebook.
+#[inline]
+pub(crate) fn raw_codes(ty: TensorType, raw: &[u8], codes: &mut [u8; 256]) {
+    use TensorType::*;
     match ty {
         F32 | F16 | BF16 => unreachable!("float formats have no codes"),
-        Q4_0 => {
-            out.scales[..2].fill(half_at(raw, 0));
-            nibbles(&raw[2..], &mut out.codes);
-        }
-        Q4_1 => {
-            out.scales[..2].fill(half_at(raw, 0));
-            out.minima[..2].fill(-half_at(raw, 2));
-            nibbles(&raw[4..], &mut out.codes);
-        }
+        Q4_0 | IQ4_NL => nibbles(&raw[2..], codes),
+        Q4_1 => nibbles(&raw[4..], codes),
         Q5_0 => {
-            out.scales[..2].fill(half_at(raw, 0));
-            nibbles(&raw[6..], &mut out.codes);
-            fifth_bits(&raw[2..6], &mut out.codes);
+            nibbles(&raw[6..], codes);
+            fifth_bits(&raw[2..6], codes);
         }
         Q5_1 => {
-            out.scales[..2].fill(half_at(raw, 0));
-            out.minima[..2].fill(-half_at(raw, 2));
-            nibbles(&raw[8..], &mut out.codes);
-            fifth_bits(&raw[4..8], &mut out.codes);
+            nibbles(&raw[8..], codes);
+            fifth_bits(&raw[4..8], codes);
         }
         Q8_0 => {
-            out.scales[..2].fill(half_at(raw, 0));
-            for (code, byte) in out.codes.iter_mut().zip(&raw[2..]) {
+            for (code, byte) in codes.iter_mut().zip(&raw[2..34]) {
                 *code = byte ^ 0x80;
             }
         }
-        IQ4_NL => {
-            out.scales[..2].fill(half_at(raw, 0));
-            nibbles(&raw[2..], &mut out.codes);
-            look_up(&IQ4_CODES, &mut out.codes[..32]);
+        MXFP4 => nibbles(&raw[1..], codes),
+        IQ4_XS => {
+            for block in 0..8 {
+                nibbles(&raw[8 + 16 * block..], &mut codes[32 * block..]);
+            }
         }
-        MXFP4 => {
-            out.scales[..2].fill(e8m0_half(raw[0]));
-            nibbles(&raw[1..], &mut out.codes);
-            look_up(&MXFP4_CODES, &mut out.codes[..32]);
+        Q2_K => two_bits(&raw[16..80], codes),
+        Q3_K => {
+            two_bits(&raw[32..96], codes);
+            for (block, codes) in codes.as_chunks_mut::<32>().0.iter_mut().enumerate() {
+                for (code, byte) in codes.iter_mut().zip(&raw[..32]) {
+                    *code |= (byte >> block & 1) << 2;
+                }
+            }
         }
-        IQ4_XS => iq4_xs(raw, out),
-        Q2_K => q2_k(raw, out),
-        Q3_K => q3_k(raw, out),
-        Q4_K | Q5_K => q45_k(ty, raw, out),
-        Q6_K => q6_k(raw, out),
-        TQ1_0 => tq1_0(raw, out),
-        TQ2_0 => {
-            out.scales.fill(half_at(raw, 64));
-            two_bits(raw, &mut out.codes);
+        Q4_K => wide_nibbles(&raw[16..144], codes),
+        Q5_K => {
+            wide_nibbles(&raw[48..176], codes);
+            for (block, codes) in codes.as_chunks_mut::<32>().0.iter_mut().enumerate() {
+                for (code, byte) in codes.iter_mut().zip(&raw[16..48]) {
+                    *code |= (byte >> block & 1) << 4;
+                }
+            }
+        }
+        Q6_K => q6_k(raw, codes),
+        TQ1_0 => tq1_0(raw, codes),
+        TQ2_0 => two_bits(raw, codes),
+    }
+}
+
+/// The scales of one block in a plain order: the f16 scale, the f16 minimum (or what is added) if the format has one,
+/// then a byte for each scale of a part; Q4_K and Q5_K scale, minimum, scale, minimum …; Q3_K its 12 bytes as they
+/// are; MXFP4 only its exponent.
+#[inline]
+pub(crate) fn raw_scales(ty: TensorType, raw: &[u8], scales: &mut [u8; 20]) {
+    use TensorType::*;
+    match ty {
+        F32 | F16 | BF16 => unreachable!("float formats have no scales"),
+        Q4_0 | Q5_0 | Q8_0 | IQ4_NL => scales[..2].copy_from_slice(&raw[..2]),
+        Q4_1 | Q5_1 => scales[..4].copy_from_slice(&raw[..4]),
+        MXFP4 => scales[0] = raw[0],
+        TQ1_0 => scales[..2].copy_from_slice(&raw[52..54]),
+        TQ2_0 => scales[..2].copy_from_slice(&raw[64..66]),
+        Q2_K => {
+            scales[..4].copy_from_slice(&raw[80..84]);
+            scales[4..20].copy_from_slice(&raw[..16]);
+        }
+        Q3_K => {
+            scales[..2].copy_from_slice(&raw[108..110]);
+            scales[2..14].copy_from_slice(&raw[96..108]);
+        }
+        Q4_K | Q5_K => {
+            scales[..4].copy_from_slice(&raw[..4]);
+            for block in 0..8 {
+                let (scale, minimum) = scale_min_k4(&raw[4..16], block);
+                scales[4 + 2 * block] = scale;
+                scales[5 + 2 * block] = minimum;
+            }
+        }
+        Q6_K => {
+            scales[..2].copy_from_slice(&raw[208..210]);
+            scales[2..18].copy_from_slice(&raw[192..208]);
+        }
+        IQ4_XS => {
+            scales[..2].copy_from_slice(&raw[..2]);
+            let high = u16::from_le_bytes([raw[2], raw[3]]);
+            for block in 0..8 {
+                let low = raw[4 + block / 2] >> (4 * (block % 2)) & 15;
+                scales[2 + block] = low | ((high >> (2 * block) & 3) as u8) << 4;
+            }
         }
     }
 }
@@ -110,7 +204,7 @@ pub(crate) fn e8m0_half(exponent: u8) -> f32 {
 }
 
 /// 6-bit scale and minimum number `index` of the 12 bytes in Q4_K and Q5_K.
-pub(crate) fn scale_min_k4(scales: &[u8], index: usize) -> (u8, u8) {
+fn scale_min_k4(scales: &[u8], index: usize) -> (u8, u8) {
     if index < 4 {
         (scales[index] & 63, scales[index + 4] & 63)
     } else {
@@ -147,85 +241,46 @@ fn look_up(book: &[u8; 16], codes: &mut [u8]) {
 
 /// 256 codes of 2 bits: in each half, element `32 s + j` has bits `2 s` of byte `j`.
 fn two_bits(raw: &[u8], codes: &mut [u8; 256]) {
-    for (index, code) in codes.iter_mut().enumerate() {
-        let (half, shift, byte) = (index / 128, index / 32 % 4, index % 32);
-        *code = raw[half * 32 + byte] >> (2 * shift) & 3;
-    }
-}
-
-fn iq4_xs(raw: &[u8], out: &mut Decoded) {
-    let scale = half_at(raw, 0);
-    let high = u16::from_le_bytes([raw[2], raw[3]]);
-    for block in 0..8 {
-        let low = raw[4 + block / 2] >> (4 * (block % 2)) & 15;
-        let bits = i32::from(low) | i32::from(high >> (2 * block) & 3) << 4;
-        out.scales[2 * block..][..2].fill(scale * (bits - 32) as f32);
-        nibbles(&raw[8 + 16 * block..], &mut out.codes[32 * block..]);
-    }
-    look_up(&IQ4_CODES, &mut out.codes);
-}
-
-fn q2_k(raw: &[u8], out: &mut Decoded) {
-    let (scale, minimum) = (half_at(raw, 80), half_at(raw, 82));
-    for index in 0..16 {
-        out.scales[index] = scale * f32::from(raw[index] & 15);
-        out.minima[index] = minimum * f32::from(raw[index] >> 4);
-    }
-    two_bits(&raw[16..80], &mut out.codes);
-}
-
-fn q3_k(raw: &[u8], out: &mut Decoded) {
-    let scale = half_at(raw, 108);
-    for index in 0..16 {
-        out.scales[index] = scale * (i32::from(scale_k3(&raw[96..108], index)) - 32) as f32;
-    }
-    two_bits(&raw[32..96], &mut out.codes);
-    for (index, code) in out.codes.iter_mut().enumerate() {
-        *code |= (raw[index % 32] >> (index / 32) & 1) << 2;
+    for (block, codes) in codes.as_chunks_mut::<32>().0.iter_mut().enumerate() {
+        let (half, shift) = (block / 4, 2 * (block % 4));
+        for (code, byte) in codes.iter_mut().zip(&raw[half * 32..][..32]) {
+            *code = byte >> shift & 3;
+        }
     }
 }
 
 /// 6-bit scale number `index` of the 12 bytes in Q3_K.
-pub(super) fn scale_k3(scales: &[u8], index: usize) -> u8 {
+pub(crate) fn scale_k3(scales: &[u8], index: usize) -> u8 {
     let low = scales[index % 8] >> (4 * (index / 8)) & 15;
     let high = scales[8 + index % 4] >> (2 * (index / 4)) & 3;
     low | high << 4
 }
 
-fn q45_k(ty: TensorType, raw: &[u8], out: &mut Decoded) {
-    let (scale, minimum) = (half_at(raw, 0), half_at(raw, 2));
-    let low = if ty == TensorType::Q4_K { 16 } else { 48 };
-    for block in 0..8 {
-        let (s, m) = scale_min_k4(&raw[4..16], block);
-        out.scales[2 * block..][..2].fill(scale * f32::from(s));
-        out.minima[2 * block..][..2].fill(minimum * f32::from(m));
-        for index in 0..32 {
-            let byte = raw[low + block / 2 * 32 + index];
-            let mut code = byte >> (4 * (block % 2)) & 15;
-            if ty == TensorType::Q5_K {
-                code |= (raw[16 + index] >> block & 1) << 4;
-            }
-            out.codes[32 * block + index] = code;
+/// 256 codes: in each quarter, element `j` and `j + 32` share byte `j`.
+fn wide_nibbles(raw: &[u8], codes: &mut [u8; 256]) {
+    let quarters = codes.as_chunks_mut::<64>().0;
+    for (raw, codes) in raw.as_chunks::<32>().0.iter().zip(quarters) {
+        let (low, high) = codes.split_at_mut(32);
+        for ((byte, low), high) in raw.iter().zip(low).zip(high) {
+            *low = byte & 15;
+            *high = byte >> 4;
         }
     }
 }
 
-fn q6_k(raw: &[u8], out: &mut Decoded) {
-    let scale = half_at(raw, 208);
-    for index in 0..16 {
-        out.scales[index] = scale * f32::from(raw[192 + index] as i8);
-    }
-    for (index, code) in out.codes.iter_mut().enumerate() {
-        let (half, quarter, place) = (index / 128, index / 32 % 4, index % 32);
-        let low = raw[half * 64 + quarter % 2 * 32 + place] >> (4 * (quarter / 2)) & 15;
-        let high = raw[128 + half * 32 + place] >> (2 * quarter) & 3;
-        *code = low | high << 4;
+fn q6_k(raw: &[u8], codes: &mut [u8; 256]) {
+    for (block, codes) in codes.as_chunks_mut::<32>().0.iter_mut().enumerate() {
+        let (half, quarter) = (block / 4, block % 4);
+        let low = &raw[half * 64 + quarter % 2 * 32..][..32];
+        let high = &raw[128 + half * 32..][..32];
+        for ((code, low), high) in codes.iter_mut().zip(low).zip(high) {
+            *code = low >> (4 * (quarter / 2)) & 15 | (high >> (2 * quarter) & 3) << 4;
+        }
     }
 }
 
-fn tq1_0(raw: &[u8], out: &mut Decoded) {
-    out.scales.fill(half_at(raw, 52));
-    for (index, code) in out.codes.iter_mut().enumerate() {
+fn tq1_0(raw: &[u8], codes: &mut [u8; 256]) {
+    for (index, code) in codes.iter_mut().enumerate() {
         // 32 bytes of five digits, 16 bytes of five, 4 bytes of four; digits in planes.
         let (byte, digit) = match index {
             0..160 => (index % 32, index / 32),

@@ -8,7 +8,10 @@ mod quantize;
 
 use half::{bf16, f16};
 
-pub(crate) use decode::{Decoded, IQ4_CODES, MXFP4_CODES, decode, e8m0_half, scale_min_k4};
+use decode::{Decoded, decode};
+pub(crate) use decode::{
+    IQ4_CODES, MXFP4_CODES, RawBlock, e8m0_half, raw_codes, raw_scales, scale_k3,
+};
 pub use quantize::quantize;
 
 use crate::{KernelError, TensorType};
@@ -60,7 +63,7 @@ pub fn dequantize(ty: TensorType, raw: &[u8], out: &mut [f32]) -> Result<(), Ker
 }
 
 /// What is subtracted from each code of a quantised format.
-pub(crate) fn zero(ty: TensorType) -> i32 {
+fn zero(ty: TensorType) -> i32 {
     use TensorType::*;
     match ty {
         Q4_0 => 8,
@@ -76,7 +79,7 @@ pub(crate) fn zero(ty: TensorType) -> i32 {
 }
 
 /// Whether blocks have minima.
-pub(crate) fn has_minima(ty: TensorType) -> bool {
+fn has_minima(ty: TensorType) -> bool {
     use TensorType::*;
     matches!(ty, Q4_1 | Q5_1 | Q2_K | Q4_K | Q5_K)
 }
