@@ -2,6 +2,7 @@
 
 mod checkpoint;
 mod hostile;
+mod logits;
 mod options;
 
 use checkpoint::{Checkpoint, Tensor, both, bytes_of, model_file, tiny};
