@@ -128,8 +128,8 @@ impl Family {
             "bloom" => config.only("apply_residual_connection_post_layernorm", &no)?,
             "mpt" => {
                 config.only("logit_scale", &[])?;
+                config.only("embedding_fraction", &[json!(1), json!(1.0)])?;
                 if let Some(attention) = config.object(&["attn_config"])? {
-                    config.only("embedding_fraction", &[json!(1), json!(1.0)])?;
                     attention.only("qk_ln", &no)?;
                     attention.only("prefix_lm", &no)?;
                     attention.only("softmax_scale", &[])?;
