@@ -269,7 +269,7 @@ impl<'a> Assembler<'a> {
         let heads = u64::from(self.shape.heads);
         let rows = stored.shape[0];
         let parts = 3 * heads;
-        if heads > MOST_HEADS || rows % parts != 0 {
+        if heads > MOST_HEADS || !rows.is_multiple_of(parts) {
             let what = format!("has {rows} rows, which {heads} heads cannot share");
             return Err(wrong(stored, &what));
         }

@@ -200,10 +200,9 @@ impl Scaled<'_> {
         let factor = self.number("factor")?.unwrap_or(8.0);
         let low = self.number("low_freq_factor")?.unwrap_or(1.0);
         let high = self.number("high_freq_factor")?.unwrap_or(4.0);
-        let original = match self.number("original_max_position_embeddings")? {
-            Some(original) => original,
-            None => 8192.0,
-        };
+        let original = self
+            .number("original_max_position_embeddings")?
+            .unwrap_or(8192.0);
         if high <= low {
             return Err(self.config.refuse(
                 "`high_freq_factor` is not above `low_freq_factor`; fetch the file again",
