@@ -562,20 +562,34 @@ impl Set<'_> {
         let queries = &memory.queries[self.first * steps..][..G * steps];
         for vector in vectors.clone() {
             let keys = &memory.keys[vector * steps..][..steps];
+            let factors = &memory.key_factors[vector].0;
             for first in (0..WIDE).step_by(J) {
                 let sums = product::<W, P, G, J>(w, queries, keys, first);
+                let slot = vector * WIDE + first;
+                // Slices of known lengths: the loops below run without checks.
+                let factors: &[f32; J] = factors[first..first + J].try_into().expect("J keys");
+                let scores = &mut memory.scores[slot * G..(slot + J) * G];
+                let scores: &mut [[Vector; G]; J] =
+                    scores.as_chunks_mut().0.try_into().expect("J keys");
                 for j in 0..J {
-                    let slot = vector * WIDE + first + j;
-                    let factor = w.splat(memory.key_factors[vector].0[first + j]);
+                    let factor = w.splat(factors[j]);
                     for g in 0..G {
-                        let mut x = w.mul(P::to_float(w, sums[j][g]), factor);
-                        if let Some(adjust) = &adjusted {
-                            let row_factor = w.load(&memory.factors[self.first + g].0);
-                            x = adjust.apply(w, x, row_factor, g, slot);
-                        }
+                        let x = w.mul(P::to_float(w, sums[j][g]), factor);
                         page_largest[g] = w.max(x, page_largest[g]);
-                        w.store(x, &mut memory.scores[slot * G + g].0);
+                        w.store(x, &mut scores[j][g].0);
                     }
+                }
+            }
+        }
+        if let Some(adjust) = &adjusted {
+            page_largest = [w.splat(UNSEEN); G];
+            for slot in vectors.start * WIDE..vectors.end * WIDE {
+                for g in 0..G {
+                    let score = &mut memory.scores[slot * G + g].0;
+                    let row_factor = w.load(&memory.factors[self.first + g].0);
+                    let x = adjust.apply(w, w.load(score), row_factor, g, slot);
+                    page_largest[g] = w.max(x, page_largest[g]);
+                    w.store(x, score);
                 }
             }
         }
@@ -605,18 +619,20 @@ impl Set<'_> {
         let steps = self.sizes.value_steps;
         let used = vectors.start * WIDE / P::STEP..vectors.end * WIDE / P::STEP;
         let mut totals = [P::zero(w); G];
-        for step in used.clone() {
+        let (weights, _) = memory.weights[used.start * G..used.end * G].as_chunks_mut::<G>();
+        let first_slot = used.start * P::STEP;
+        let (scores, _) = memory.scores[first_slot * G..].as_chunks::<G>();
+        for (weights, scores) in weights.iter_mut().zip(scores.chunks_exact(P::STEP)) {
             for g in 0..G {
-                let slot = step * P::STEP;
-                let low = w.load(&memory.scores[slot * G + g].0);
-                let high = w.load(&memory.scores[(slot + P::STEP - 1) * G + g].0);
+                let low = w.load(&scores[0][g].0);
+                let high = w.load(&scores[P::STEP - 1][g].0);
                 totals[g] = P::weights(
                     w,
                     [low, high],
                     factors[g],
                     page_largest[g],
                     totals[g],
-                    &mut memory.weights[step * G + g],
+                    &mut weights[g],
                 );
             }
         }
@@ -631,12 +647,20 @@ impl Set<'_> {
         let weights = &memory.weights[used.start * G..used.end * G];
         for vector in 0..self.sizes.value_vectors {
             let values = &memory.values[vector * steps..][..steps][used.clone()];
+            let factors = &memory.value_factors[vector].0;
             for first in (0..WIDE).step_by(J) {
                 let page = product::<W, P, G, J>(w, weights, values, first);
+                let d = vector * WIDE + first;
+                let factors: &[f32; J] = factors[first..first + J].try_into().expect("J dims");
+                let sums: &mut [[Vector; G]; J] = sums[d * G..(d + J) * G]
+                    .as_chunks_mut()
+                    .0
+                    .try_into()
+                    .expect("J dims");
                 for j in 0..J {
-                    let factor = w.splat(memory.value_factors[vector].0[first + j]);
+                    let factor = w.splat(factors[j]);
                     for g in 0..G {
-                        let sum = &mut sums[(vector * WIDE + first + j) * G + g].0;
+                        let sum = &mut sums[j][g].0;
                         let page = w.mul(P::to_float(w, page[j][g]), factor);
                         let before = w.mul(w.load(sum), decays[g]);
                         w.store(w.mul_add(page, shares[g], before), sum);
