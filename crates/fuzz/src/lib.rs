@@ -29,6 +29,15 @@ pub fn target(name: &str) -> Option<&'static Target> {
     TARGETS.iter().find(|target| target.name == name)
 }
 
+/// Runs the target of that name.
+///
+/// # Panics
+/// If there is none of that name, or if the bytes are a finding.
+pub fn run(name: &str, bytes: &[u8]) {
+    let target = target(name).expect("a target of that name");
+    (target.run)(bytes);
+}
+
 /// The committed inputs of a target.
 pub fn corpus_directory(target: &Target) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR"))

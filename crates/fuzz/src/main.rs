@@ -4,7 +4,7 @@
 //! cargo run --release -p ondine-fuzz -- gguf --seconds 300
 //! cargo run --release -p ondine-fuzz -- all --seconds 60
 //! cargo run --release -p ondine-fuzz -- gguf path/to/an/input …     # these inputs only, in the open
-//! cargo run --release -p ondine-fuzz -- gguf --write-seeds          # puts the target's seeds into its corpus
+//! cargo run --release -p ondine-fuzz -- gguf --write-seeds folder   # the target's seeds, for another fuzzer
 //! ```
 //!
 //! A worker process runs the inputs, so that one which ends the process (memory, stack) is kept as well; each input is
@@ -39,7 +39,9 @@ fn main() -> ExitCode {
         ["--worker", name, seed, seconds, note] => work(name, seed, seconds, Path::new(note)),
         ["all", "--seconds", seconds] => run_all(seconds),
         [name, "--seconds", seconds] => find(name).and_then(|target| run(target, seconds)),
-        [name, "--write-seeds"] => find(name).and_then(write_seeds),
+        [name, "--write-seeds", folder] => {
+            find(name).and_then(|target| write_seeds(target, Path::new(folder)))
+        }
         [name, ref inputs @ ..] if !inputs.is_empty() => {
             find(name).and_then(|target| replay(target, inputs))
         }
@@ -58,7 +60,7 @@ fn main() -> ExitCode {
 fn usage() -> String {
     let names: Vec<&str> = TARGETS.iter().map(|target| target.name).collect();
     format!(
-        "usage: ondine-fuzz TARGET --seconds N | TARGET INPUT… | TARGET --write-seeds | all --seconds N; targets: {}",
+        "usage: ondine-fuzz TARGET --seconds N | TARGET INPUT… | TARGET --write-seeds FOLDER | all --seconds N; targets: {}",
         names.join(" ")
     )
 }
@@ -167,9 +169,8 @@ fn replay(target: &Target, inputs: &[&str]) -> Result<bool, String> {
     Ok(true)
 }
 
-fn write_seeds(target: &Target) -> Result<bool, String> {
-    let directory = corpus_directory(target);
-    std::fs::create_dir_all(&directory).map_err(text)?;
+fn write_seeds(target: &Target, directory: &Path) -> Result<bool, String> {
+    std::fs::create_dir_all(directory).map_err(text)?;
     for (index, seed) in (target.seeds)().iter().enumerate() {
         std::fs::write(directory.join(format!("seed-{index:02}")), seed).map_err(text)?;
     }
