@@ -29,7 +29,7 @@ pub(super) enum Stage {
 
 impl Stage {
     /// Splits one word into `emit`ted lengths that add up to it.
-    fn split(&self, chars: &[Char], mut emit: impl FnMut(usize)) {
+    pub(super) fn split(&self, chars: &[Char], mut emit: impl FnMut(usize)) {
         match self {
             Stage::Gpt2 => split::gpt2(chars, emit),
             Stage::Llama3(style) => split::llama3(chars, *style, emit),
