@@ -281,11 +281,12 @@ fn generate(
     (generated, generation.stop_reason().expect("it ended"))
 }
 
-/// The same but for the order of sums, which depends on how tokens are cut into calls.
+/// The same but for rounding: attention computes one query and many in different ways, over keys and values
+/// of 16 bits or less.
 fn assert_close(actual: &[f32], expected: &[f32], name: &str) {
     assert_eq!(actual.len(), expected.len(), "{name}");
     let square = |x: f32| f64::from(x) * f64::from(x);
     let difference: f64 = actual.iter().zip(expected).map(|(a, b)| square(a - b)).sum();
     let error = difference / expected.iter().map(|&x| square(x)).sum::<f64>();
-    assert!(error < 1e-9, "{name}: {error:.2e}");
+    assert!(error < 1e-7, "{name}: {error:.2e}");
 }
