@@ -3,6 +3,8 @@
 #![deny(unsafe_code)]
 
 pub mod backend;
+pub mod chat_template;
+pub mod constraint;
 pub mod gguf;
 mod kv_cache;
 mod limits;
