@@ -9,7 +9,7 @@ use super::python_json::{Layout, dumps};
 
 /// Work and memory of a rendering at most: so many instructions, or 64 times as many bytes. Half a second of looping;
 /// a thousand messages through the longest known template need a tenth.
-const FUEL: u64 = 4_000_000;
+const FUEL: u64 = 1_000_000;
 
 /// Levels of macro calls and recursive loops at most; small enough for the stack of any thread.
 const MAX_RECURSION: usize = 100;

@@ -115,7 +115,8 @@ impl Writer<'_> {
     /// grows.
     fn pay(&mut self) -> Result<(), Error> {
         const STEP: usize = 4096;
-        const BYTES_PER_FUEL: usize = 64;
+        // Writing a value costs more than copying its bytes.
+        const BYTES_PER_FUEL: usize = 8;
         if self.out.len() - self.paid >= STEP {
             if let Some(state) = self.state {
                 state.consume_fuel(((self.out.len() - self.paid) / BYTES_PER_FUEL) as u64)?;
