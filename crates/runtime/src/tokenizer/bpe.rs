@@ -464,10 +464,7 @@ mod tests {
             encode(&build(&[("a", "b")]).unwrap(), &vocabulary, "abb"),
             [2, 1]
         );
-        let error = build(&[("a", "b"), ("b", "a")])
-            .err()
-            .unwrap()
-            .to_string();
+        let error = build(&[("a", "b"), ("b", "a")]).err().unwrap().to_string();
         assert!(error.contains("entry 1"), "{error}");
     }
 

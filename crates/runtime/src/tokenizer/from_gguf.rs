@@ -34,11 +34,16 @@ impl Tokenizer {
     /// When an entry is absent, of a wrong type or inconsistent, when the tokenizer is of a kind that is
     /// not supported, or when it is larger than `limits` allow.
     pub fn from_gguf(metadata: &Metadata, limits: &Limits) -> Result<Self, TokenizerError> {
-        match metadata.string(MODEL)?.ok_or(TokenizerError::Missing { key: MODEL })? {
+        match metadata
+            .string(MODEL)?
+            .ok_or(TokenizerError::Missing { key: MODEL })?
+        {
             "llama" => sentence_piece(metadata, limits),
             "gpt2" => byte_pair(metadata, limits, None),
             "gemma4" => byte_pair(metadata, limits, Some("gemma4")),
-            name => Err(TokenizerError::UnknownModel { name: name.to_owned() }),
+            name => Err(TokenizerError::UnknownModel {
+                name: name.to_owned(),
+            }),
         }
     }
 }
@@ -49,7 +54,9 @@ fn sentence_piece(metadata: &Metadata, limits: &Limits) -> Result<Tokenizer, Tok
         None => vec![0.0; vocabulary.len()],
         Some(array) => {
             check_length(SCORES, array.len(), vocabulary.len())?;
-            let scores = array.floats().ok_or_else(|| invalid(SCORES, "is not made of numbers"))?;
+            let scores = array
+                .floats()
+                .ok_or_else(|| invalid(SCORES, "is not made of numbers"))?;
             scores.take(vocabulary.len()).collect()
         }
     };
@@ -61,13 +68,18 @@ fn sentence_piece(metadata: &Metadata, limits: &Limits) -> Result<Tokenizer, Tok
     };
     let names = read_names(metadata, &vocabulary, defaults)?;
     let model = SentencePiece::new(&vocabulary, scores.into_iter(), names.unknown);
-    let add_space_prefix = metadata.boolean("tokenizer.ggml.add_space_prefix")?.unwrap_or(true);
+    let add_space_prefix = metadata
+        .boolean("tokenizer.ggml.add_space_prefix")?
+        .unwrap_or(true);
     let mut tokenizer = finish(
         metadata,
         vocabulary,
         Model::SentencePiece(model),
         names,
-        Defaults { add_bos: true, force_bos: false },
+        Defaults {
+            add_bos: true,
+            force_bos: false,
+        },
     )?;
     tokenizer.add_space_prefix = add_space_prefix;
     tokenizer.strip_space = add_space_prefix;
@@ -100,7 +112,9 @@ fn byte_pair(
         spaces_escaped,
         whole_newlines,
         force_bos,
-    } = preset(name).ok_or_else(|| TokenizerError::UnknownPreTokenizer { name: name.to_owned() })?;
+    } = preset(name).ok_or_else(|| TokenizerError::UnknownPreTokenizer {
+        name: name.to_owned(),
+    })?;
 
     let vocabulary = read_vocabulary(metadata, limits)?;
     let lines = match metadata.array(MERGES)? {
@@ -108,11 +122,17 @@ fn byte_pair(
         None => return Err(TokenizerError::Missing { key: MERGES }),
         Some(array) => {
             check_limit("the list of merges", array.len(), limits.vocabulary)?;
-            let lines = array.strings().ok_or_else(|| invalid(MERGES, "is not made of strings"))?;
+            let lines = array
+                .strings()
+                .ok_or_else(|| invalid(MERGES, "is not made of strings"))?;
             MergeLines::new(lines, &vocabulary)?
         }
     };
-    let alphabet = if spaces_escaped { Alphabet::Text } else { Alphabet::Bytes };
+    let alphabet = if spaces_escaped {
+        Alphabet::Text
+    } else {
+        Alphabet::Bytes
+    };
     let mut model = BytePair::lenient(lines, alphabet);
     model.ignore_merges = ignore_merges;
     model.whole_newlines = whole_newlines;
@@ -140,7 +160,9 @@ fn read_vocabulary(metadata: &Metadata, limits: &Limits) -> Result<Vocabulary, T
         .array(TOKENS)?
         .ok_or(TokenizerError::Missing { key: TOKENS })?;
     check_limit("the vocabulary", tokens.len(), limits.vocabulary)?;
-    let texts = tokens.strings().ok_or_else(|| invalid(TOKENS, "is not made of strings"))?;
+    let texts = tokens
+        .strings()
+        .ok_or_else(|| invalid(TOKENS, "is not made of strings"))?;
     let kinds = match metadata.array(TOKEN_TYPE)? {
         None => Vec::new(),
         Some(array) => {
@@ -167,11 +189,23 @@ fn read_names(
         eot: read("tokenizer.ggml.eot_token_id", None)?,
         eom: read("tokenizer.ggml.eom_token_id", None)?,
         unknown: read("tokenizer.ggml.unknown_token_id", defaults.unknown)?,
-        separator: either("tokenizer.ggml.separator_token_id", "tokenizer.ggml.seperator_token_id")?,
+        separator: either(
+            "tokenizer.ggml.separator_token_id",
+            "tokenizer.ggml.seperator_token_id",
+        )?,
         padding: read("tokenizer.ggml.padding_token_id", None)?,
-        fim_prefix: either("tokenizer.ggml.fim_pre_token_id", "tokenizer.ggml.prefix_token_id")?,
-        fim_suffix: either("tokenizer.ggml.fim_suf_token_id", "tokenizer.ggml.suffix_token_id")?,
-        fim_middle: either("tokenizer.ggml.fim_mid_token_id", "tokenizer.ggml.middle_token_id")?,
+        fim_prefix: either(
+            "tokenizer.ggml.fim_pre_token_id",
+            "tokenizer.ggml.prefix_token_id",
+        )?,
+        fim_suffix: either(
+            "tokenizer.ggml.fim_suf_token_id",
+            "tokenizer.ggml.suffix_token_id",
+        )?,
+        fim_middle: either(
+            "tokenizer.ggml.fim_mid_token_id",
+            "tokenizer.ggml.middle_token_id",
+        )?,
     })
 }
 
@@ -183,11 +217,13 @@ fn read_id(
     default: Option<u32>,
 ) -> Result<Option<u32>, ModelFileError> {
     let inside = |id: &u32| (*id as usize) < vocabulary.len();
-    let id = metadata.unsigned(key).or_else(|error| match metadata.value(key) {
-        // Some converters write -1 for "none".
-        Some(crate::gguf::Value::Integer(_)) => Ok(None),
-        _ => Err(error),
-    })?;
+    let id = metadata
+        .unsigned(key)
+        .or_else(|error| match metadata.value(key) {
+            // Some converters write -1 for "none".
+            Some(crate::gguf::Value::Integer(_)) => Ok(None),
+            _ => Err(error),
+        })?;
     Ok(id
         .and_then(|id| u32::try_from(id).ok())
         .filter(inside)
@@ -265,7 +301,10 @@ fn set_strip_rules(metadata: &Metadata, vocabulary: &mut Vocabulary) -> Result<(
 
 fn check_length(key: &'static str, found: usize, tokens: usize) -> Result<(), TokenizerError> {
     if found < tokens {
-        return Err(invalid(key, &format!("has {found} entries for {tokens} tokens")));
+        return Err(invalid(
+            key,
+            &format!("has {found} entries for {tokens} tokens"),
+        ));
     }
     Ok(())
 }
@@ -278,5 +317,8 @@ fn check_limit(what: &'static str, found: usize, limit: u64) -> Result<(), Token
 }
 
 fn invalid(key: &'static str, what: &str) -> TokenizerError {
-    TokenizerError::Invalid { key, what: what.to_owned() }
+    TokenizerError::Invalid {
+        key,
+        what: what.to_owned(),
+    }
 }

@@ -99,7 +99,9 @@ pub enum TokenizerError {
         what: String,
     },
     /// Two tokens have the same text.
-    #[error("the tokens {first} and {second} have the same text; the file is damaged, fetch it again")]
+    #[error(
+        "the tokens {first} and {second} have the same text; the file is damaged, fetch it again"
+    )]
     Duplicate {
         /// Lower id.
         first: u32,
@@ -115,7 +117,9 @@ pub enum TokenizerError {
         found: String,
     },
     /// Something is larger than the limits allow.
-    #[error("{what} has {found} entries or bytes where at most {limit} are allowed; raise the limit if you trust the file")]
+    #[error(
+        "{what} has {found} entries or bytes where at most {limit} are allowed; raise the limit if you trust the file"
+    )]
     TooLarge {
         /// What is too large.
         what: &'static str,
@@ -157,10 +161,7 @@ pub struct Tokenizer {
 
 enum Model {
     /// From GGUF: merges inside the words of a pre-tokenizer.
-    Words {
-        model: BytePair,
-        stages: Vec<Stage>,
-    },
+    Words { model: BytePair, stages: Vec<Stage> },
     /// From GGUF: score-ordered merges.
     SentencePiece(SentencePiece),
     /// From `tokenizer.json`.
@@ -247,9 +248,17 @@ impl Tokenizer {
             out.extend_from_slice(&self.prefix);
         }
         match &self.model {
-            Model::Pipeline { model, pipeline, .. } => {
+            Model::Pipeline {
+                model, pipeline, ..
+            } => {
                 let text = replace_damage(text);
-                pipeline.encode(&self.vocabulary, model, &text, options.parse_special, &mut out);
+                pipeline.encode(
+                    &self.vocabulary,
+                    model,
+                    &text,
+                    options.parse_special,
+                    &mut out,
+                );
             }
             _ => self.encode_gguf(text, options.parse_special, &mut out),
         }
@@ -278,7 +287,10 @@ impl Tokenizer {
     }
 
     /// The same, sharing ownership of the tokenizer.
-    pub fn shared_stream_decoder(self: &Arc<Self>, with_special: bool) -> StreamDecoder<Arc<Tokenizer>> {
+    pub fn shared_stream_decoder(
+        self: &Arc<Self>,
+        with_special: bool,
+    ) -> StreamDecoder<Arc<Tokenizer>> {
         StreamDecoder::new(self.clone(), with_special, false)
     }
 
@@ -418,8 +430,18 @@ impl Tokenizer {
             out.extend(byte_token(text));
         } else if kind.any(Kind::NORMAL) {
             match &self.model {
-                Model::Words { model: BytePair { alphabet: Alphabet::Bytes, .. }, .. }
-                | Model::Pipeline { spelling: Alphabet::Bytes, .. } => {
+                Model::Words {
+                    model:
+                        BytePair {
+                            alphabet: Alphabet::Bytes,
+                            ..
+                        },
+                    ..
+                }
+                | Model::Pipeline {
+                    spelling: Alphabet::Bytes,
+                    ..
+                } => {
                     byte_alphabet::append_bytes(text, out);
                 }
                 _ => append_unescaped(text, out),
@@ -492,7 +514,10 @@ fn only_gguf(directory: &Path) -> Result<std::path::PathBuf, TokenizerError> {
     })?;
     let mut found: Vec<_> = read
         .filter_map(|entry| Some(entry.ok()?.path()))
-        .filter(|path| path.extension().is_some_and(|extension| extension == "gguf"))
+        .filter(|path| {
+            path.extension()
+                .is_some_and(|extension| extension == "gguf")
+        })
         .collect();
     match found.len() {
         1 => Ok(found.remove(0)),
@@ -518,3 +543,6 @@ fn replace_damage(bytes: &[u8]) -> Cow<'_, str> {
     }
     Cow::Owned(text)
 }
+
+#[cfg(test)]
+mod tests;

@@ -322,10 +322,7 @@ mod tests {
 
     #[test]
     fn repeated_characters_split_from_the_left() {
-        let tokens = [
-            ("\n\n", Kind::USER_DEFINED),
-            ("\n\n\n", Kind::USER_DEFINED),
-        ];
+        let tokens = [("\n\n", Kind::USER_DEFINED), ("\n\n\n", Kind::USER_DEFINED)];
         for precedence in [Precedence::Longest, Precedence::Leftmost] {
             assert_eq!(
                 partition(&tokens, precedence, "\n\n\n\n\n\n\n\n."),

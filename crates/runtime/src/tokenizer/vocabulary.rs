@@ -214,7 +214,8 @@ impl Pieces {
         // Hashes first: then the table's cache misses overlap, which halves the time.
         let hashes: Vec<u64> = (0..pieces).map(|id| self.hash(text(id))).collect();
         self.slots.clear();
-        self.slots.resize((self.len() * 2).next_power_of_two().max(16), 0);
+        self.slots
+            .resize((self.len() * 2).next_power_of_two().max(16), 0);
         for (id, hash) in (0..pieces).zip(hashes) {
             let text = self.text(id).unwrap_or_default();
             match self.probe(hash, text) {
@@ -276,7 +277,10 @@ mod tests {
         let mut pieces = Pieces::with_capacity(0, 0);
         for _ in 0..2 {
             for number in 0..1000u32 {
-                assert_eq!(pieces.intern(number.to_string().as_bytes()).unwrap(), number);
+                assert_eq!(
+                    pieces.intern(number.to_string().as_bytes()).unwrap(),
+                    number
+                );
             }
         }
         assert_eq!(pieces.len(), 1000);

@@ -64,7 +64,13 @@ const FIM_MIDDLE_TEXTS: &[&str] = &[
 /// A model that starts a new file or pads has finished what it was asked to fill in.
 const FIM_END_TEXTS: [&[&str]; 3] = [
     &["<|fim_pad|>", "<fim-pad>", "<fim_pad>", "<PAD>", "[PAD]"],
-    &["<|fim_repo|>", "<|repo_name|>", "<fim-repo>", "<REPO>", "<reponame>"],
+    &[
+        "<|fim_repo|>",
+        "<|repo_name|>",
+        "<fim-repo>",
+        "<REPO>",
+        "<reponame>",
+    ],
     &["<|file_sep|>"],
 ];
 
@@ -124,7 +130,9 @@ pub(super) fn find_ends(
 
 /// The first of `texts` that is a token; it becomes a control token.
 fn find_control(vocabulary: &mut Vocabulary, texts: &[&str]) -> Option<u32> {
-    let id = texts.iter().find_map(|text| vocabulary.token(text.as_bytes()))?;
+    let id = texts
+        .iter()
+        .find_map(|text| vocabulary.token(text.as_bytes()))?;
     vocabulary.set_kind(id, vocabulary.kind(id).with(Kind::CONTROL));
     Some(id)
 }

@@ -67,7 +67,9 @@ fn read(path: &Path, limits: &Limits) -> Result<Arc<dyn ByteSource>, TokenizerEr
     }
 }
 
-fn source_bytes(source: &Arc<dyn ByteSource>) -> Result<std::borrow::Cow<'_, [u8]>, TokenizerError> {
+fn source_bytes(
+    source: &Arc<dyn ByteSource>,
+) -> Result<std::borrow::Cow<'_, [u8]>, TokenizerError> {
     if let Some(bytes) = source.as_slice() {
         return Ok(bytes.into());
     }
@@ -87,7 +89,8 @@ fn from_json(
     config: &Config,
     limits: &Limits,
 ) -> Result<Tokenizer, TokenizerError> {
-    let json: TokenizerJson<'_> = serde_json::from_slice(bytes).map_err(|error| json_error(file, &error))?;
+    let json: TokenizerJson<'_> =
+        serde_json::from_slice(bytes).map_err(|error| json_error(file, &error))?;
     check_model(&json.model)?;
     let (mut vocabulary, added) = read_vocabulary(&json, limits)?;
 
@@ -95,9 +98,11 @@ fn from_json(
     let (steps, alphabet) = steps::parse(&json.pre_tokenizer)?;
     let unknown = match json.model.unk_token.as_deref() {
         None => None,
-        Some(text) => Some(vocabulary.token(text.as_bytes()).ok_or_else(|| {
-            invalid("unk_token", "is no token")
-        })?),
+        Some(text) => Some(
+            vocabulary
+                .token(text.as_bytes())
+                .ok_or_else(|| invalid("unk_token", "is no token"))?,
+        ),
     };
     let missing = Missing::Early {
         byte_fallback: json.model.byte_fallback,
@@ -105,7 +110,12 @@ fn from_json(
         fuse: json.model.fuse_unk,
     };
     check_limit("the list of merges", json.model.merges.0.len(), limits)?;
-    let pairs = json.model.merges.0.iter().map(|(left, right)| (&**left, &**right));
+    let pairs = json
+        .model
+        .merges
+        .0
+        .iter()
+        .map(|(left, right)| (&**left, &**right));
     let mut model = BytePair::strict(&vocabulary, pairs, alphabet, missing)?;
     model.ignore_merges = json.model.ignore_merges;
 
@@ -170,19 +180,30 @@ fn read_vocabulary<'j>(
     limits: &Limits,
 ) -> Result<(Vocabulary, Vec<AddedToken<'j>>), TokenizerError> {
     let model = &json.model.vocab.0;
-    check_limit("the vocabulary", model.len() + json.added_tokens.len(), limits)?;
+    check_limit(
+        "the vocabulary",
+        model.len() + json.added_tokens.len(),
+        limits,
+    )?;
     let mut texts: Vec<Option<&str>> = Vec::with_capacity(model.len() + json.added_tokens.len());
     let mut place = |text: &'j str, id: i64, key: &'static str| {
         let index = u32::try_from(id)
             .ok()
             .filter(|&id| u64::from(id) < limits.vocabulary)
-            .ok_or_else(|| invalid(key, &format!("has a token with the id {id}, which cannot be")))?;
+            .ok_or_else(|| {
+                invalid(
+                    key,
+                    &format!("has a token with the id {id}, which cannot be"),
+                )
+            })?;
         let index = index as usize;
         if index >= texts.len() {
             texts.resize(index + 1, None);
         }
         match texts[index].replace(text) {
-            Some(other) if other != text => Err(invalid(key, &format!("gives the id {id} to two tokens"))),
+            Some(other) if other != text => {
+                Err(invalid(key, &format!("gives the id {id} to two tokens")))
+            }
             _ => Ok(index as u32),
         }
     };
@@ -193,8 +214,11 @@ fn read_vocabulary<'j>(
     let known: foldhash::HashMap<&str, i64> = match json.added_tokens.len() {
         0 => foldhash::HashMap::default(),
         _ => {
-            let contents: std::collections::HashSet<&str> =
-                json.added_tokens.iter().map(|token| &*token.content).collect();
+            let contents: std::collections::HashSet<&str> = json
+                .added_tokens
+                .iter()
+                .map(|token| &*token.content)
+                .collect();
             let known = model.iter().filter(|(text, _)| contents.contains(&**text));
             known.map(|(text, id)| (&**text, *id)).collect()
         }
@@ -231,12 +255,17 @@ fn read_vocabulary<'j>(
 
 /// Whether `text` is `<0xXX>`.
 fn is_byte(text: &str) -> bool {
-    let digits = text.strip_prefix("<0x").and_then(|rest| rest.strip_suffix('>'));
+    let digits = text
+        .strip_prefix("<0x")
+        .and_then(|rest| rest.strip_suffix('>'));
     digits.is_some_and(|digits| digits.len() == 2 && u8::from_str_radix(digits, 16).is_ok())
 }
 
 /// Tokens that a post-processor puts before and after a text.
-fn template(value: &Value, vocabulary: &Vocabulary) -> Result<(Vec<u32>, Vec<u32>), TokenizerError> {
+fn template(
+    value: &Value,
+    vocabulary: &Vocabulary,
+) -> Result<(Vec<u32>, Vec<u32>), TokenizerError> {
     let id = |value: &Value| {
         let id = value.as_u64().and_then(|id| u32::try_from(id).ok());
         id.filter(|&id| (id as usize) < vocabulary.len())

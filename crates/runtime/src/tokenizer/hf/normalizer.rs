@@ -77,7 +77,10 @@ fn add(value: &Value, depth: usize, all: &mut Vec<Normalizer>) -> Result<(), Tok
         },
         "Replace" => {
             let with = string(value, "content")?;
-            match (value["pattern"]["String"].as_str(), value["pattern"]["Regex"].as_str()) {
+            match (
+                value["pattern"]["String"].as_str(),
+                value["pattern"]["Regex"].as_str(),
+            ) {
                 (Some(text), _) => Normalizer::ReplaceText {
                     text: text.to_owned(),
                     with,
@@ -151,7 +154,8 @@ impl Normalizer {
 fn replace(text: &str, pattern: &Pattern, with: &str) -> String {
     let mut chars = Vec::new();
     decode(text, Tables::shared(), &mut chars);
-    let bytes = |from: usize, to: usize| chars[from..to].iter().map(|c| c.utf8_len()).sum::<usize>();
+    let bytes =
+        |from: usize, to: usize| chars[from..to].iter().map(|c| c.utf8_len()).sum::<usize>();
     let mut out = String::with_capacity(text.len());
     let (mut done, mut done_bytes) = (0, 0);
     pattern.matches(&chars, |start, end| {

@@ -18,8 +18,16 @@ pub(in crate::tokenizer) struct Pipeline {
 }
 
 impl Pipeline {
-    pub(super) fn new(normalizer: Vec<Normalizer>, steps: Vec<Step>, added: &[AddedToken<'_>]) -> Self {
-        let tokens = |normalized| added.iter().filter(move |token| token.normalized == normalized);
+    pub(super) fn new(
+        normalizer: Vec<Normalizer>,
+        steps: Vec<Step>,
+        added: &[AddedToken<'_>],
+    ) -> Self {
+        let tokens = |normalized| {
+            added
+                .iter()
+                .filter(move |token| token.normalized == normalized)
+        };
         let raw = tokens(false).map(|token| (token.text.as_bytes(), token.id, token.kind));
         let raw = SpecialTokens::new(raw, Precedence::Leftmost);
         let rewritten: Vec<_> = tokens(true)

@@ -25,10 +25,7 @@ pub(super) enum Step {
     /// Each byte becomes one character of GPT-2's alphabet.
     Bytes,
     /// Spaces become `mark`, which is also put in front.
-    Metaspace {
-        mark: char,
-        prepend: Prepend,
-    },
+    Metaspace { mark: char, prepend: Prepend },
 }
 
 /// What a split looks for.
@@ -112,7 +109,11 @@ fn add(value: &Value, depth: usize, steps: &mut Vec<Step>) -> Result<(), Tokeniz
         }),
         "Digits" => {
             let each = value["individual_digits"].as_bool().unwrap_or(false);
-            let behavior = if each { Behavior::Isolated } else { Behavior::Contiguous };
+            let behavior = if each {
+                Behavior::Isolated
+            } else {
+                Behavior::Contiguous
+            };
             steps.push(split(Matcher::Each(Char::is_number), behavior));
         }
         "Punctuation" => {
@@ -129,7 +130,10 @@ fn add(value: &Value, depth: usize, steps: &mut Vec<Step>) -> Result<(), Tokeniz
         }),
         "CharDelimiterSplit" => {
             let delimiter = character(value, "delimiter")?;
-            steps.push(split(Matcher::Character(delimiter as u32), Behavior::Removed));
+            steps.push(split(
+                Matcher::Character(delimiter as u32),
+                Behavior::Removed,
+            ));
         }
         "Metaspace" => {
             let mark = character(value, "replacement")?;
@@ -226,7 +230,10 @@ fn character(value: &Value, key: &str) -> Result<char, TokenizerError> {
     let mut chars = value[key].as_str().unwrap_or_default().chars();
     match (chars.next(), chars.next()) {
         (Some(c), None) => Ok(c),
-        _ => Err(invalid("pre_tokenizer", &format!("lacks a character as '{key}'"))),
+        _ => Err(invalid(
+            "pre_tokenizer",
+            &format!("lacks a character as '{key}'"),
+        )),
     }
 }
 
@@ -265,7 +272,12 @@ impl Words {
     pub(super) fn iter(&self) -> impl Iterator<Item = &str> {
         let (mut position, mut byte) = (0, 0);
         self.words.iter().map(move |word| {
-            let bytes = |range: Range<usize>| self.chars[range].iter().map(|c| c.utf8_len()).sum::<usize>();
+            let bytes = |range: Range<usize>| {
+                self.chars[range]
+                    .iter()
+                    .map(|c| c.utf8_len())
+                    .sum::<usize>()
+            };
             let start = byte + bytes(position..word.start);
             let end = start + bytes(word.clone());
             (position, byte) = (word.end, end);
@@ -286,7 +298,9 @@ impl Words {
                 }
                 out.push_str(word);
             }),
-            Step::Bytes => self.rewrite(|word, _, out| out.extend(word.bytes().map(byte_alphabet::character))),
+            Step::Bytes => {
+                self.rewrite(|word, _, out| out.extend(word.bytes().map(byte_alphabet::character)))
+            }
             Step::Metaspace { mark, prepend } => self.rewrite(|word, at_start, out| {
                 let wanted = match prepend {
                     Prepend::Always => true,

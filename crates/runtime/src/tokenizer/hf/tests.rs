@@ -9,7 +9,12 @@ fn build(json: &Value) -> Result<Tokenizer, TokenizerError> {
 }
 
 fn build_with(json: &Value, config: &Config) -> Result<Tokenizer, TokenizerError> {
-    from_json("tokenizer.json", json.to_string().as_bytes(), config, &Limits::default())
+    from_json(
+        "tokenizer.json",
+        json.to_string().as_bytes(),
+        config,
+        &Limits::default(),
+    )
 }
 
 /// A tokenizer in GPT-2's alphabet: "hello" and " hello" as words, "<s>" before each text.
@@ -36,7 +41,13 @@ fn small() -> Value {
 }
 
 fn ids(tokenizer: &Tokenizer, text: &str, add_special: bool, parse_special: bool) -> Vec<u32> {
-    tokenizer.encode(text, EncodeOptions { add_special, parse_special })
+    tokenizer.encode(
+        text,
+        EncodeOptions {
+            add_special,
+            parse_special,
+        },
+    )
 }
 
 #[test]
@@ -47,8 +58,16 @@ fn the_whole_way_of_a_text() {
     // NFC: e and a combining accent become one character of two bytes.
     assert_eq!(ids(&tokenizer, "e\u{301}", false, false), [6, 7]);
     assert_eq!(ids(&tokenizer, "<s>hello", false, true), [13, 11]);
-    assert_eq!(ids(&tokenizer, "<s>hello", false, false), [11], "characters without a token are dropped");
-    assert_eq!(ids(&tokenizer, "<tool> \n hello", false, false), [14, 11], "whitespace is swallowed");
+    assert_eq!(
+        ids(&tokenizer, "<s>hello", false, false),
+        [11],
+        "characters without a token are dropped"
+    );
+    assert_eq!(
+        ids(&tokenizer, "<tool> \n hello", false, false),
+        [14, 11],
+        "whitespace is swallowed"
+    );
     assert_eq!(tokenizer.decode(&[13, 11, 12, 6, 7], false), "hello helloé");
     assert_eq!((tokenizer.bos(), tokenizer.adds_bos()), (Some(13), true));
 }
@@ -70,7 +89,11 @@ fn config_files_name_roles_and_flags() {
     assert_eq!(tokenizer.end_of_generation(), [9, 10, 11, 12]);
     assert_eq!(ids(&tokenizer, "", true, false), [13]);
     let tokenizer = build_with(&small(), &config(false)).unwrap();
-    assert_eq!(ids(&tokenizer, "", true, false), [0; 0], "the flag overrules the template");
+    assert_eq!(
+        ids(&tokenizer, "", true, false),
+        [0; 0],
+        "the flag overrules the template"
+    );
 }
 
 /// SentencePiece's spelling: marks for spaces, byte tokens for what has no piece.
@@ -92,7 +115,11 @@ fn sentence_piece_spelling() {
     assert_eq!(ids(&tokenizer, "ab  b", false, true), [6, 5, 8, 5]);
     assert_eq!(ids(&tokenizer, "éxy", false, true), [3, 1, 2, 0]);
     assert_eq!(tokenizer.decode(&[6, 5, 8, 5, 1, 2], false), "ab  bé");
-    assert_eq!(ids(&tokenizer, "a<unk>a", false, true), [6, 0, 6], "every part gets a mark");
+    assert_eq!(
+        ids(&tokenizer, "a<unk>a", false, true),
+        [6, 0, 6],
+        "every part gets a mark"
+    );
 
     let metaspace = |scheme: &str, split: bool| {
         let json = json!({
@@ -102,9 +129,18 @@ fn sentence_piece_spelling() {
             "model": model.clone()});
         build(&json).unwrap()
     };
-    assert_eq!(ids(&metaspace("first", false), "a<unk>a", false, true), [6, 0, 4]);
-    assert_eq!(ids(&metaspace("always", false), "a<unk>a  a", false, true), [6, 0, 6, 8, 4]);
-    assert_eq!(ids(&metaspace("always", true), "a  a", false, true), [6, 3, 6]);
+    assert_eq!(
+        ids(&metaspace("first", false), "a<unk>a", false, true),
+        [6, 0, 4]
+    );
+    assert_eq!(
+        ids(&metaspace("always", false), "a<unk>a  a", false, true),
+        [6, 0, 6, 3, 6]
+    );
+    assert_eq!(
+        ids(&metaspace("always", true), "a  a", false, true),
+        [6, 3, 6]
+    );
     assert_eq!(ids(&metaspace("never", true), " a", false, true), [6]);
     assert_eq!(metaspace("first", false).decode(&[6, 6], false), "a a");
     assert_eq!(metaspace("never", false).decode(&[6, 6], false), " a a");
@@ -129,7 +165,9 @@ fn splits_behave_as_they_are_called() {
 /// The hand-written splitters are the expressions that they stand for.
 #[test]
 fn known_expressions_have_equal_splitters() {
-    let alphabet: Vec<char> = "aZſK' 'stm1²Ⅷ\u{301}\n\r\t\u{a0}\u{3000}.,-日é😀".chars().collect();
+    let alphabet: Vec<char> = "aZſK' 'stm1²Ⅷ\u{301}\n\r\t\u{a0}\u{3000}.,-日é😀"
+        .chars()
+        .collect();
     let mut state = 1u32;
     for _ in 0..3000 {
         let text: String = (0..12)
@@ -140,7 +178,8 @@ fn known_expressions_have_equal_splitters() {
             .collect();
         for source in steps::known_sources() {
             let cut = |source: &str| {
-                let split = json!({"type": "Split", "pattern": {"Regex": source}, "behavior": "Isolated"});
+                let split =
+                    json!({"type": "Split", "pattern": {"Regex": source}, "behavior": "Isolated"});
                 let (steps, _) = steps::parse(&split).unwrap();
                 let words = steps::Words::new(&text, &steps, true);
                 words.iter().map(str::to_owned).collect::<Vec<_>>()
@@ -157,7 +196,9 @@ fn what_cannot_be_right_is_refused_in_one_sentence() {
         let mut json = small();
         let (parent, key) = pointer.rsplit_once('/').unwrap();
         json.pointer_mut(parent).unwrap()[key] = value;
-        let error = build(&json).err().unwrap_or_else(|| panic!("{pointer} is accepted"));
+        let error = build(&json)
+            .err()
+            .unwrap_or_else(|| panic!("{pointer} is accepted"));
         let error = error.to_string();
         assert!(!error.contains('\n') && error.len() < 400, "{error}");
         error
@@ -165,40 +206,90 @@ fn what_cannot_be_right_is_refused_in_one_sentence() {
     for (pointer, value, expected) in [
         ("/model/vocab", json!({"a": -1}), "id -1"),
         ("/model/vocab", json!({"a": 4000000000u64}), "id 4000000000"),
-        ("/model/vocab", json!({"a": 1, "b": 1}), "the id 1 to two tokens"),
+        (
+            "/model/vocab",
+            json!({"a": 1, "b": 1}),
+            "the id 1 to two tokens",
+        ),
         ("/model/vocab", json!({"a": 0.5}), "line 1"),
-        ("/model/merges", json!(["h q"]), "entry 0 names a piece that is no token"),
-        ("/model/merges", json!(["h e l"]), "a merge is not two pieces"),
+        (
+            "/model/merges",
+            json!(["h q"]),
+            "entry 0 names a piece that is no token",
+        ),
+        (
+            "/model/merges",
+            json!(["h e l"]),
+            "a merge is not two pieces",
+        ),
         ("/model/merges", json!([["h"]]), "fewer than two"),
         ("/model/merges", json!([["h", "e", "l"]]), "more than two"),
         ("/model/type", json!("Unigram"), "the model type 'Unigram'"),
         ("/model/unk_token", json!("<none>"), "unk_token"),
         ("/model/end_of_word_suffix", json!("</w>"), "suffix"),
-        ("/normalizer", json!({"type": "Precompiled"}), "the normalizer 'Precompiled'"),
-        ("/pre_tokenizer", json!({"type": "UnicodeScripts"}), "the pre-tokenizer 'UnicodeScripts'"),
+        (
+            "/normalizer",
+            json!({"type": "Precompiled"}),
+            "the normalizer 'Precompiled'",
+        ),
+        (
+            "/pre_tokenizer",
+            json!({"type": "UnicodeScripts"}),
+            "the pre-tokenizer 'UnicodeScripts'",
+        ),
         (
             "/pre_tokenizer",
             json!({"type": "Split", "pattern": {"Regex": "(?<=a)b"}, "behavior": "Isolated"}),
             "a regular expression",
         ),
-        ("/post_processor", json!({"type": "RobertaProcessing", "cls": ["x", 99], "sep": ["y", 0]}), "post_processor"),
-        ("/added_tokens", json!([{"id": 3, "content": "new"}]), "the id 3 to two tokens"),
-        ("/added_tokens", json!([{"id": -5, "content": "new"}]), "id -5"),
+        (
+            "/post_processor",
+            json!({"type": "RobertaProcessing", "cls": ["x", 99], "sep": ["y", 0]}),
+            "post_processor",
+        ),
+        (
+            "/added_tokens",
+            json!([{"id": 3, "content": "new"}]),
+            "the id 3 to two tokens",
+        ),
+        (
+            "/added_tokens",
+            json!([{"id": -5, "content": "new"}]),
+            "id -5",
+        ),
     ] {
         let error = change(pointer, value);
         assert!(error.contains(expected), "{error:?} lacks {expected:?}");
     }
-    let nested = (0..500).fold(json!(null), |inner, _| json!({"type": "Sequence", "normalizers": [inner]}));
+    let nested = (0..500).fold(
+        json!(null),
+        |inner, _| json!({"type": "Sequence", "normalizers": [inner]}),
+    );
     change("/normalizer", nested);
-    let limits = Limits { vocabulary: 8, ..Limits::default() };
-    let error = from_json("f", small().to_string().as_bytes(), &Config::default(), &limits);
+    let limits = Limits {
+        vocabulary: 8,
+        ..Limits::default()
+    };
+    let error = from_json(
+        "f",
+        small().to_string().as_bytes(),
+        &Config::default(),
+        &limits,
+    );
     assert!(error.err().unwrap().to_string().contains("at most 8"));
 }
 
 #[test]
 fn a_unigram_list_is_named_as_what_it_is() {
-    let json = json!({"model": {"type": "Unigram", "unk_id": 0, "vocab": [["<unk>", 0.0], ["a", -1.5]]}});
-    assert!(build(&json).err().unwrap().to_string().contains("'Unigram'"));
+    let json =
+        json!({"model": {"type": "Unigram", "unk_id": 0, "vocab": [["<unk>", 0.0], ["a", -1.5]]}});
+    assert!(
+        build(&json)
+            .err()
+            .unwrap()
+            .to_string()
+            .contains("'Unigram'")
+    );
 }
 
 proptest! {

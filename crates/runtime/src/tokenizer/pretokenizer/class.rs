@@ -1,6 +1,8 @@
 //! Character classes of the regular-expression engine.
 
-use super::super::unicode::{CategorySet, Char, DECIMAL, LETTER, MARK, NUMBER, PUNCTUATION, SYMBOL, Tables, category_set};
+use super::super::unicode::{
+    CategorySet, Char, DECIMAL, LETTER, MARK, NUMBER, PUNCTUATION, SYMBOL, Tables, category_set,
+};
 
 /// Whose meaning of `\s`, `\d` and `\p{..}` holds.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -9,6 +9,8 @@ mod split;
 
 pub(super) use class::Dialect;
 pub(super) use pattern::Pattern;
+#[cfg(test)]
+pub(super) use presets::NAMES;
 pub(super) use presets::{Preset, preset};
 pub(super) use split::Llama3Style;
 
@@ -74,6 +76,3 @@ pub(super) fn split_words(stages: &[Stage], chars: &[Char], words: &mut Vec<usiz
         std::mem::swap(words, &mut next);
     }
 }
-
-#[cfg(test)]
-mod tests;
