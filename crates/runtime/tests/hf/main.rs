@@ -121,6 +121,9 @@ fn tokenizer_json(file: &ModelFile) -> String {
             })
         })
         .collect();
+    // One merge is of a piece that is no token: a GGUF reader skips it, here it would be an error.
+    let mut merges = texts("tokenizer.ggml.merges");
+    merges.retain(|merge| merge.split(' ').all(|piece| vocabulary.contains_key(piece)));
     let bytes = json!({
         "type": "ByteLevel", "add_prefix_space": false, "trim_offsets": true, "use_regex": true,
     });
@@ -130,7 +133,7 @@ fn tokenizer_json(file: &ModelFile) -> String {
         "model": {
             "type": "BPE", "dropout": null, "unk_token": null, "continuing_subword_prefix": null,
             "end_of_word_suffix": null, "fuse_unk": false, "byte_fallback": false,
-            "vocab": vocabulary, "merges": texts("tokenizer.ggml.merges"),
+            "vocab": vocabulary, "merges": merges,
         },
     })
     .to_string()
