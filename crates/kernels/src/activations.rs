@@ -9,8 +9,9 @@ use crate::packed::layout::BLOCK;
 
 /// Tokens of a full tile.
 pub(crate) const TILE: usize = 16;
-/// Words of one token in one block: 8 of codes, the scale, the negated sum of the codes, that of the first 16.
-pub(crate) const WORDS: usize = 11;
+/// Words of one token in one block: 8 of codes, the scale, the negated sum of the codes, that of the first 16, and the
+/// scale times the negated sum as f32.
+pub(crate) const WORDS: usize = 12;
 /// From this many elements on, quantising is worth all threads.
 const PARALLEL: usize = 1 << 15;
 
@@ -23,7 +24,8 @@ const PARALLEL: usize = 1 << 15;
 pub struct Activations {
     tokens: usize,
     cols: usize,
-    /// Tiles of up to 16 tokens: [block][codes: [token, 8], scales: [token], sums: [2, token]]; empty where rows do not
+    /// Tiles of up to 16 tokens: [block][codes: [token, 8], then four words for each token];
+    /// empty where rows do not
     /// fill whole blocks.
     panels: Vec<Line>,
     /// [tokens, cols]

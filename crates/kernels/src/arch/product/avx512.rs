@@ -90,7 +90,7 @@ unsafe fn tile<const TY: u32, const T: usize>(
                 };
                 let weights = unpack(&spec, vectors);
                 let scales = block_scales(&spec, span, &header, index);
-                block(&spec, &weights, &scales, input, &mut acc);
+                block::<TY, T>(&weights, &scales, input, &mut acc);
                 input = input.add(WORDS * T);
             }
             span = span.add(spec.span_bytes(count));
@@ -109,22 +109,23 @@ struct BlockScales {
 }
 
 /// Adds the products of one block with `T` tokens.
-#[inline(always)]
-unsafe fn block<const T: usize>(
-    spec: &Spec,
+#[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512vnni")]
+#[inline]
+unsafe fn block<const TY: u32, const T: usize>(
     weights: &[__m512i; 8],
     scales: &BlockScales,
     input: *const i32,
     acc: &mut [__m512; T],
 ) {
+    let spec = const { spec(TensorType::of(TY)) };
     // SAFETY: `input` has `WORDS * T` words; the caller has the features.
     unsafe {
         let scale = input.add(8 * T).cast::<f32>();
         let totals = input.add(9 * T);
         let firsts = input.add(10 * T);
-        // What the zero point takes away, and what minima are multiplied with, for all tokens at once.
+        // What the zero point takes away, and what minima of halves are multiplied with, for all tokens at once.
         let mut starts = [[0i32; T]; 2];
-        let mut minimum_factors = [[0f32; T]; 2];
+        let mut half_factors = [[0f32; T]; 2];
         for token in 0..T {
             let (total, first) = (*totals.add(token), *firsts.add(token));
             if let Some(shift) = spec.zero_shift {
@@ -135,51 +136,154 @@ unsafe fn block<const T: usize>(
                     starts[0][token] = total << shift;
                 }
             }
-            match spec.minima() {
-                0 => (),
-                1 => minimum_factors[0][token] = *scale.add(token) * total as f32,
-                _ => {
-                    minimum_factors[0][token] = *scale.add(token) * first as f32;
-                    minimum_factors[1][token] = *scale.add(token) * (total - first) as f32;
+            if spec.minima() == 2 {
+                half_factors[0][token] = *scale.add(token) * first as f32;
+                half_factors[1][token] = *scale.add(token) * (total - first) as f32;
+            }
+        }
+        let factors = input.add(11 * T).cast::<f32>();
+        let minimum_factors = match spec.minima() {
+            2 => [half_factors[0].as_ptr(), half_factors[1].as_ptr()],
+            _ => [factors; 2],
+        };
+        let inputs = TokenInputs {
+            codes: input,
+            scale,
+            starts: &starts,
+            minimum_factors,
+        };
+        // Written out, so that the sums stay in registers.
+        match T {
+            1 => tokens::<TY, T, 0, 1>(weights, scales, &inputs, acc),
+            2 => tokens::<TY, T, 0, 2>(weights, scales, &inputs, acc),
+            _ => {
+                tokens::<TY, T, 0, 4>(weights, scales, &inputs, acc);
+                if T > 4 {
+                    tokens::<TY, T, 4, 4>(weights, scales, &inputs, acc);
+                }
+                if T > 8 {
+                    tokens::<TY, T, 8, 4>(weights, scales, &inputs, acc);
+                    tokens::<TY, T, 12, 4>(weights, scales, &inputs, acc);
                 }
             }
         }
-        // Several tokens at once, so that their chains of dot products overlap.
-        let together = const { if T < 4 { T } else { 4 } };
-        let mut token = 0;
-        while token < T {
-            let mut dots = [[_mm512_setzero_si512(); 4]; 2];
-            if spec.zero_shift.is_some() {
-                for half in 0..spec.halves() {
-                    for i in 0..together {
-                        dots[half][i] = _mm512_set1_epi32(starts[half][token + i]);
-                    }
+    }
+}
+
+/// What a block's tokens bring.
+struct TokenInputs<'a, const T: usize> {
+    /// [token, 8 words]
+    codes: *const i32,
+    /// [token]
+    scale: *const f32,
+    /// Where dot products start, [half, token].
+    starts: &'a [[i32; T]; 2],
+    /// What minima are multiplied with, of each half [token].
+    minimum_factors: [*const f32; 2],
+}
+
+/// Adds the products of one block with the `N` tokens from `FIRST` on: several at once, so that their chains of dot
+/// products overlap.
+#[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512vnni")]
+#[inline]
+unsafe fn tokens<const TY: u32, const T: usize, const FIRST: usize, const N: usize>(
+    weights: &[__m512i; 8],
+    scales: &BlockScales,
+    inputs: &TokenInputs<'_, T>,
+    acc: &mut [__m512; T],
+) {
+    let spec = const { spec(TensorType::of(TY)) };
+    // SAFETY: the inputs have `T` tokens; the caller has the features.
+    unsafe {
+        let mut dots = [[_mm512_setzero_si512(); N]; 2];
+        if spec.zero_shift.is_some() {
+            for half in 0..spec.halves() {
+                for i in 0..N {
+                    dots[half][i] = _mm512_set1_epi32(inputs.starts[half][FIRST + i]);
                 }
             }
+        }
+        if N == 4 {
+            let codes = inputs.codes.add(8 * FIRST);
+            for (step, first) in [0, 4].into_iter().enumerate() {
+                let half = if spec.halves() == 2 { step } else { 0 };
+                let mut four = [
+                    dots[half][0],
+                    dots[half][1 % N],
+                    dots[half][2 % N],
+                    dots[half][3 % N],
+                ];
+                dot_4x4(&mut four, weights, first, codes);
+                for i in 0..N {
+                    dots[half][i] = four[i];
+                }
+            }
+        } else {
             for j in 0..8 {
                 let half = if spec.halves() == 2 { j / 4 } else { 0 };
-                for i in 0..together {
-                    let a = _mm512_set1_epi32(*input.add(8 * (token + i) + j));
+                for i in 0..N {
+                    let a = _mm512_set1_epi32(*inputs.codes.add(8 * (FIRST + i) + j));
                     dots[half][i] = _mm512_dpbusd_epi32(dots[half][i], weights[j], a);
                 }
             }
-            for i in 0..together {
-                let mut scaled = _mm512_mul_ps(_mm512_cvtepi32_ps(dots[0][i]), scales.scales[0]);
-                if spec.halves() == 2 {
-                    scaled =
-                        _mm512_fmadd_ps(_mm512_cvtepi32_ps(dots[1][i]), scales.scales[1], scaled);
-                }
-                let mut sum = acc[token + i];
-                sum = _mm512_fmadd_ps(scaled, _mm512_set1_ps(*scale.add(token + i)), sum);
-                for half in 0..spec.minima() {
-                    let factor = _mm512_set1_ps(minimum_factors[half][token + i]);
-                    sum = _mm512_fmadd_ps(scales.minima[half], factor, sum);
-                }
-                acc[token + i] = sum;
+        }
+        for i in 0..N {
+            let mut scaled = _mm512_mul_ps(_mm512_cvtepi32_ps(dots[0][i]), scales.scales[0]);
+            if spec.halves() == 2 {
+                scaled = _mm512_fmadd_ps(_mm512_cvtepi32_ps(dots[1][i]), scales.scales[1], scaled);
             }
-            token += together;
+            let mut sum = acc[FIRST + i];
+            sum = _mm512_fmadd_ps(scaled, _mm512_set1_ps(*inputs.scale.add(FIRST + i)), sum);
+            for half in 0..spec.minima() {
+                let factor = _mm512_set1_ps(*inputs.minimum_factors[half].add(FIRST + i));
+                sum = _mm512_fmadd_ps(scales.minima[half], factor, sum);
+            }
+            acc[FIRST + i] = sum;
         }
     }
+}
+
+/// Adds the products of four vectors of codes with four tokens, whose words follow at steps of 32 bytes.
+///
+/// Written as assembly for the order of the instructions: four chains side by side hide the latency, while the compiler
+/// would either lay them one after the other or gather those of all tokens, which takes more registers than there are.
+#[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512vnni")]
+#[inline]
+unsafe fn dot_4x4(
+    dots: &mut [__m512i; 4],
+    weights: &[__m512i; 8],
+    first: usize,
+    codes: *const i32,
+) {
+    macro_rules! steps {
+        ($($dot:literal, $weight:literal, $offset:literal;)*) => {
+            // SAFETY: the caller has the features and four tokens of a block; `first` is 0 or 4.
+            unsafe {
+                std::arch::asm!(
+                    $(concat!(
+                        "vpdpbusd {d", $dot, "}, {w", $weight, "}, dword ptr [{codes} + ", $offset, "]{{1to16}}"
+                    ),)*
+                    codes = in(reg) codes.add(first),
+                    w0 = in(zmm_reg) weights[first],
+                    w1 = in(zmm_reg) weights[first + 1],
+                    w2 = in(zmm_reg) weights[first + 2],
+                    w3 = in(zmm_reg) weights[first + 3],
+                    d0 = inout(zmm_reg) dots[0],
+                    d1 = inout(zmm_reg) dots[1],
+                    d2 = inout(zmm_reg) dots[2],
+                    d3 = inout(zmm_reg) dots[3],
+                    // Not `readonly`: no load is to be moved to before it and spilled.
+                    options(nostack, preserves_flags)
+                );
+            }
+        };
+    }
+    steps!(
+        0, 0, 0; 1, 0, 32; 2, 0, 64; 3, 0, 96;
+        0, 1, 4; 1, 1, 36; 2, 1, 68; 3, 1, 100;
+        0, 2, 8; 1, 2, 40; 2, 2, 72; 3, 2, 104;
+        0, 3, 12; 1, 3, 44; 2, 3, 76; 3, 3, 108;
+    );
 }
 
 /// The codes of a block: vector `j` has the columns `4 j` to `4 j + 3` of each row.

@@ -11,6 +11,8 @@
 //! and where a block has two scales `dot * scale` is `fma(dot₁, scale₁, dot₀ * scale₀)`. So all give the same bits.
 
 #[cfg(target_arch = "x86_64")]
+mod avx2;
+#[cfg(target_arch = "x86_64")]
 mod avx512;
 mod floats;
 mod quantize;
@@ -47,12 +49,20 @@ pub(crate) fn quantised_tile(
     width: usize,
     sums: &mut Sums,
 ) {
+    #[cfg(target_arch = "x86_64")]
     match isa {
-        #[cfg(target_arch = "x86_64")]
-        Isa::Avx512 => match avx512::Avx512::detect() {
-            Some(avx512) => avx512.tile(group, panel, width, sums),
-            None => scalar::tile(group, panel, width, sums),
-        },
-        _ => scalar::tile(group, panel, width, sums),
+        Isa::Scalar => (),
+        Isa::Avx2 => {
+            if let Some(avx2) = avx2::Avx2::detect() {
+                return avx2.tile(group, panel, width, sums);
+            }
+        }
+        Isa::Avx512 => {
+            if let Some(avx512) = avx512::Avx512::detect() {
+                return avx512.tile(group, panel, width, sums);
+            }
+        }
     }
+    let _ = isa;
+    scalar::tile(group, panel, width, sums);
 }

@@ -51,6 +51,7 @@ fn rows(
             panel[8 * width + token] = scale.to_bits() as i32;
             panel[9 * width + token] = sums[0];
             panel[10 * width + token] = sums[1];
+            panel[11 * width + token] = (scale * sums[0] as f32).to_bits() as i32;
         }
     }
 }

@@ -21,6 +21,7 @@ pub(super) fn tile(group: Group<'_>, panel: &[i32], width: usize, sums: &mut Sum
             unpacked.read(&spec, bytes, count, index);
             for (token, sums) in sums.iter_mut().enumerate() {
                 let scale = f32::from_bits(input[8 * width + token] as u32);
+                let factor = f32::from_bits(input[11 * width + token] as u32);
                 let total = input[9 * width + token];
                 let halves = [input[10 * width + token], total - input[10 * width + token]];
                 let mut dots = dots(&unpacked, &input[8 * token..][..8]);
@@ -38,7 +39,7 @@ pub(super) fn tile(group: Group<'_>, panel: &[i32], width: usize, sums: &mut Sum
                     *sum = scaled.mul_add(scale, *sum);
                     match spec.minima() {
                         0 => (),
-                        1 => *sum = unpacked.minima[0][lane].mul_add(scale * total as f32, *sum),
+                        1 => *sum = unpacked.minima[0][lane].mul_add(factor, *sum),
                         _ => {
                             for (minima, half) in unpacked.minima.iter().zip(halves) {
                                 *sum = minima[lane].mul_add(scale * half as f32, *sum);
