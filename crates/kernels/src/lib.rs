@@ -12,8 +12,8 @@ mod tensor_type;
 
 pub use arch::threads::ThreadPool;
 pub use attention::{
-    AttentionContext, AttentionJob, AttentionParams, KvError, KvPage, KvShape, KvType, PAGE_TOKENS,
-    attention,
+    ATTENTION_ERROR, ATTENTION_ERROR_F32, AttentionContext, AttentionJob, AttentionParams, KvError,
+    KvPage, KvShape, KvType, PAGE_TOKENS, attention,
 };
 pub use isa::{Isa, IsaError};
 pub use tensor_type::TensorType;

@@ -585,7 +585,7 @@ mod tests {
             let ints: [[i32; WIDE]; 3] = std::array::from_fn(|_| {
                 each(|_| {
                     let half = random.below(65_535) as i32 - 32_767;
-                    (half << 16) | (random.below(65_535) as i32 + 1 & 0xffff)
+                    (half << 16) | ((random.below(65_535) as i32 + 1) & 0xffff)
                 })
             });
             let halves = each(|_| f16::from_f32(random.signed() * 1e4));
