@@ -26,8 +26,8 @@ pub use arch::threads::ThreadPool;
 pub use error::KernelError;
 pub use formats::{dequantize, quantize};
 pub use attention::{
-    AttentionContext, AttentionJob, AttentionParams, KvError, KvPage, KvShape, KvType, PAGE_TOKENS,
-    attention,
+    ATTENTION_ERROR, ATTENTION_ERROR_F32, AttentionContext, AttentionJob, AttentionParams, KvError,
+    KvPage, KvShape, KvType, PAGE_TOKENS, attention,
 };
 pub use isa::{Isa, IsaError};
 pub use machine_limits::MachineLimits;

@@ -74,7 +74,8 @@ pub trait Wide: Copy + Send + Sync {
     /// As f32, rounded.
     fn to_float(self, a: Self::Int) -> Self::Float;
 
-    /// Asks for the cache line of `target` ahead of its use.
+    /// Asks for the cache line of `target` ahead of its use, into the second-level cache: the first level has too few
+    /// outstanding misses to keep memory busy.
     fn prefetch<T>(self, target: &T);
 
     /// The largest lane (of no NaN).
@@ -369,7 +370,7 @@ mod avx512 {
         #[inline(always)]
         fn prefetch<T>(self, target: &T) {
             // SAFETY: a prefetch touches no memory that the program can see, at any address.
-            unsafe { _mm_prefetch::<_MM_HINT_T0>((&raw const *target).cast()) }
+            unsafe { _mm_prefetch::<_MM_HINT_T1>((&raw const *target).cast()) }
         }
     }
 
@@ -501,7 +502,7 @@ mod avx2 {
         #[inline(always)]
         fn prefetch<T>(self, target: &T) {
             // SAFETY: a prefetch touches no memory that the program can see, at any address.
-            unsafe { _mm_prefetch::<_MM_HINT_T0>((&raw const *target).cast()) }
+            unsafe { _mm_prefetch::<_MM_HINT_T1>((&raw const *target).cast()) }
         }
     }
 
@@ -584,7 +585,7 @@ mod tests {
             let ints: [[i32; WIDE]; 3] = std::array::from_fn(|_| {
                 each(|_| {
                     let half = random.below(65_535) as i32 - 32_767;
-                    (half << 16) | (random.below(65_535) as i32 + 1 & 0xffff)
+                    (half << 16) | ((random.below(65_535) as i32 + 1) & 0xffff)
                 })
             });
             let halves = each(|_| f16::from_f32(random.signed() * 1e4));

@@ -8,7 +8,7 @@ use std::cell::Cell;
 use super::numeric::{UNSEEN, Vector, exp2, softcap};
 use super::page::{HeadView, PAGE_TOKENS, SCALE_BLOCK};
 use super::plan::{FEW_ROWS, Item, Record};
-use super::stored::{KEY_VECTORS, Stored, key_scale, load_value, value_scales};
+use super::stored::{KEY_VECTORS, Stored, key_scale, value_scales};
 use crate::arch::wide::{WIDE, Wide, WideKernel};
 
 const LANE_NUMBERS: [f32; WIDE] = [
@@ -22,16 +22,36 @@ const MOST_ROWS: usize = 4;
 pub(super) struct Few<'a, S> {
     item: &'a Item<'a>,
     record: &'a mut [Vector],
+    /// What this thread will probably compute next.
+    follower: Option<&'a Item<'a>>,
     stored: std::marker::PhantomData<S>,
 }
 
 impl<'a, S: Stored> Few<'a, S> {
-    pub(super) fn new(item: &'a Item<'a>, record: &'a mut [Vector], _stored: S) -> Self {
+    pub(super) fn new(
+        item: &'a Item<'a>,
+        follower: Option<&'a Item<'a>>,
+        record: &'a mut [Vector],
+        _stored: S,
+    ) -> Self {
         Few {
             item,
             record,
+            follower,
             stored: std::marker::PhantomData,
         }
+    }
+
+    /// What is read after `page`.
+    fn next(&self, page: usize) -> HeadView<'a, S::Value> {
+        let item = match self.follower {
+            _ if page + 1 < self.item.pages.end => {
+                return self.item.job.pages[page + 1].head(self.item.kv_head);
+            }
+            Some(item) if item.shape() == self.item.shape() => item,
+            _ => return self.item.job.pages[page].head(self.item.kv_head),
+        };
+        item.job.pages[item.pages.start].head(item.kv_head)
     }
 }
 
@@ -76,11 +96,7 @@ impl<S: Stored> WideKernel for Few<'_, S> {
         }; FEW_ROWS];
         for page in self.item.pages.clone() {
             let view = self.item.job.pages[page].head::<S::Value>(self.item.kv_head);
-            let next = if page + 1 < self.item.pages.end {
-                self.item.job.pages[page + 1].head::<S::Value>(self.item.kv_head)
-            } else {
-                view
-            };
+            let next = self.next(page);
             let mut first = 0;
             while first < rows {
                 let count = block.min(rows - first);
@@ -169,7 +185,6 @@ impl<T: bytemuck::Pod> PageWork<'_, T> {
         let dims = self.queries.len() / R;
         let queries: [&[f32]; R] = std::array::from_fn(|row| &self.queries[row * dims..][..dims]);
         let (stored, _) = self.view.keys.as_chunks::<PAGE_TOKENS>();
-        let (next, _) = self.next.keys.as_chunks::<PAGE_TOKENS>();
         let block = if S::SCALED { SCALE_BLOCK } else { dims };
         for vector in (0..KEY_VECTORS).step_by(V) {
             let mut sums = [[w.splat(0.0); V]; R];
@@ -183,9 +198,8 @@ impl<T: bytemuck::Pod> PageWork<'_, T> {
                 }
                 for d in start..end {
                     let (row, _) = stored[d].as_chunks::<WIDE>();
-                    w.prefetch(&next[d][vector * WIDE]);
-                    if V * WIDE * size_of::<T>() > 64 {
-                        w.prefetch(&next[d][(vector + V / 2) * WIDE]);
+                    if vector == 0 {
+                        self.ahead(w, d, dims, self.view.values);
                     }
                     let mut keys = [w.splat(0.0); V];
                     for v in 0..V {
@@ -207,6 +221,19 @@ impl<T: bytemuck::Pod> PageWork<'_, T> {
                     w.store(sums[r][v], &mut scores[r][vector + v].0);
                 }
             }
+        }
+    }
+
+    /// In step `step` of `steps`, fetches that share of what is read next.
+    #[inline(always)]
+    fn ahead<W: Wide>(&self, w: W, step: usize, steps: usize, next: &[T]) {
+        if self.first > 0 {
+            return;
+        }
+        let share = next.len() / steps;
+        let line = 64 / size_of::<T>();
+        for at in (step * share..(step + 1) * share).step_by(line) {
+            w.prefetch(&next[at]);
         }
     }
 
@@ -282,9 +309,8 @@ impl<T: bytemuck::Pod> PageWork<'_, T> {
         vector: usize,
     ) {
         let vectors = record.len() / R;
-        let stride = vectors - 1;
         let (stored, _) = self.view.values.as_chunks::<WIDE>();
-        let (next, _) = self.next.values.as_chunks::<WIDE>();
+        let rows = stored.chunks_exact(vectors - 1).enumerate();
         let mut sums = [[w.splat(0.0); V]; R];
         for r in 0..R {
             for v in 0..V {
@@ -292,17 +318,19 @@ impl<T: bytemuck::Pod> PageWork<'_, T> {
                 sums[r][v] = w.mul(sum, w.splat(decay[r]));
             }
         }
-        for slot in slots {
-            let row = &stored[slot * stride..][..stride];
-            let next = &next[slot * stride..][..stride];
-            w.prefetch(&next[vector]);
-            if V * WIDE * size_of::<T>() > 64 {
-                w.prefetch(&next[vector + V / 2]);
+        for (slot, row) in rows.take(slots.end).skip(slots.start) {
+            if vector == 0 {
+                self.ahead(w, slot, PAGE_TOKENS, self.next.keys);
             }
+            let row: &[_; V] = row[vector..vector + V].try_into().expect("V vectors");
             let scales = value_scales::<S>(&self.view, slot);
             let mut values = [w.splat(0.0); V];
             for v in 0..V {
-                values[v] = load_value::<S, W>(w, row, scales, vector + v);
+                values[v] = S::load(w, &row[v]);
+                if S::SCALED {
+                    let scale = scales[(vector + v) * WIDE / SCALE_BLOCK].to_f32();
+                    values[v] = w.mul(values[v], w.splat(scale));
+                }
             }
             for r in 0..R {
                 let weight = w.splat(weights[r][slot / WIDE].0[slot % WIDE]);

@@ -6,10 +6,12 @@
 //! item with many rows ([`tile`]) is bound by arithmetic: a matrix product of all its rows with each page. Both keep
 //! a running maximum and sum per row (online softmax, Milakov and Gimelshein 2018; Dao et al. 2022).
 
+mod convert;
 mod few;
 mod numeric;
 mod page;
 mod plan;
+mod products;
 mod stored;
 mod tile;
 

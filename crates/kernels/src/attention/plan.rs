@@ -5,9 +5,10 @@ use std::ops::Range;
 
 use super::few::Few;
 use super::numeric::{UNSEEN, Vector, exp2};
-use super::page::{KvType, PAGE_TOKENS};
+use super::page::{KvShape, KvType, PAGE_TOKENS};
+use super::products::{FloatProducts, PairProducts};
 use super::stored::{StoredF16, StoredF32, StoredQ8};
-use super::tile::{FloatProducts, PairProducts, Tile};
+use super::tile::Tile;
 use super::{AttentionContext, AttentionJob, AttentionParams};
 use crate::Isa;
 use crate::arch::threads::DisjointPieces;
@@ -80,6 +81,11 @@ impl<'a> Item<'a> {
         self.job.pages_start + page * PAGE_TOKENS
     }
 
+    /// The shape of its pages.
+    pub(super) fn shape(&self) -> KvShape {
+        self.job.pages[self.pages.start].shape()
+    }
+
     fn work(&self) -> usize {
         self.rows()
             * self.pages.len()
@@ -146,17 +152,20 @@ pub(super) fn run(
     }
     let chunk = |index: usize| {
         let item = &items[index];
+        // Items are handed out in falling order, in turn.
+        let follower = index.checked_sub(context.pool.threads());
+        let follower = follower.map(|index| &items[index]);
         match &places[index] {
             Some(place) => {
                 let mut place = place.lock().unwrap_or_else(|error| error.into_inner());
-                compute(context.isa, item, &mut place);
+                compute(context.isa, item, follower, &mut place);
             }
             None => with_scratch(|scratch| {
                 let vectors = item.rows() * Record::vectors(params);
                 if scratch.len() < vectors {
                     scratch.resize(vectors, Vector::ZERO);
                 }
-                compute(context.isa, item, &mut scratch[..vectors]);
+                compute(context.isa, item, follower, &mut scratch[..vectors]);
                 write(context.isa, item, &[&scratch[..vectors]], &out);
             }),
         }
@@ -164,7 +173,7 @@ pub(super) fn run(
     // The last items see the longest part of their sequence: they go first.
     let last = items.len().wrapping_sub(1);
     if work <= INLINE_WORK {
-        (0..items.len()).for_each(chunk);
+        (0..items.len()).rev().for_each(chunk);
     } else {
         context.pool.run(items.len(), &|index| chunk(last - index));
     }
@@ -258,13 +267,18 @@ fn cut<'a>(
     }
 }
 
-fn compute(isa: Isa, item: &Item<'_>, record: &mut [Vector]) {
-    let kv_type = item.job.pages[0].shape().kv_type;
+fn compute<'a>(
+    isa: Isa,
+    item: &'a Item<'a>,
+    follower: Option<&'a Item<'a>>,
+    record: &'a mut [Vector],
+) {
+    let kv_type = item.shape().kv_type;
     if item.rows() <= FEW_ROWS {
         match kv_type {
-            KvType::F32 => dispatch_wide(isa, Few::new(item, record, StoredF32)),
-            KvType::F16 => dispatch_wide(isa, Few::new(item, record, StoredF16)),
-            KvType::Q8_0 => dispatch_wide(isa, Few::new(item, record, StoredQ8)),
+            KvType::F32 => dispatch_wide(isa, Few::new(item, follower, record, StoredF32)),
+            KvType::F16 => dispatch_wide(isa, Few::new(item, follower, record, StoredF16)),
+            KvType::Q8_0 => dispatch_wide(isa, Few::new(item, follower, record, StoredQ8)),
         }
     } else {
         match kv_type {

@@ -2,190 +2,18 @@
 //!
 //! Vectors run along the rows, so that everything that belongs to a row (largest score, sum, factors) is a lane and no
 //! step needs a sum across lanes; keys and values are broadcast. A page is converted once per tile.
-//!
-//! Half-precision and byte pages are multiplied as pairs of 16-bit integers: queries and keys are scaled to a length of
-//! [`LENGTH`], so that no dot product can overflow an i32 (Cauchy and Schwarz), and come out more exactly than with
-//! bf16 at the same speed. Weights get 13 bits relative to the page's largest, values 12 bits relative to the largest of
-//! their dimension in the page; 64 of their products fit an i32 too.
 
 use std::cell::Cell;
 use std::marker::PhantomData;
 use std::ops::Range;
 
-use super::numeric::{UNSEEN, Vector, exp2, exp2_coarse, softcap};
-use super::page::{HeadView, PAGE_TOKENS};
-use super::plan::{Item, Record};
-use super::stored::{KEY_VECTORS, Stored, key_scale, load_value, value_scales};
+use super::convert::{convert_keys, convert_values, load_queries, store_record};
+use super::numeric::{UNSEEN, Vector, exp2, softcap};
+use super::page::PAGE_TOKENS;
+use super::plan::Item;
+use super::products::Products;
+use super::stored::{KEY_VECTORS, Stored};
 use crate::arch::wide::{WIDE, Wide, WideKernel};
-
-/// Euclidean length of integer queries and keys. Rounding each element adds less than `sqrt(head_dim) / 2`.
-const LENGTH: f32 = 32_000.0;
-
-/// log2 of the integer weight of the page's largest score.
-const WEIGHT_BITS: f32 = 13.0;
-
-/// Largest integer value: `64 * (2^13 + 1) * 4000` is below `2^31`.
-const VALUE_MAX: f32 = 4000.0;
-
-/// Lengths and values below this are taken for zero.
-const TINY: f32 = 1e-30;
-
-/// How rows and pages are multiplied.
-pub(super) trait Products: Copy + Send + Sync {
-    /// A vector of operands or sums.
-    type Register<W: Wide>: Copy;
-    /// Elements of the inner dimension that one step takes.
-    const STEP: usize;
-
-    fn zero<W: Wide>(w: W) -> Self::Register<W>;
-    fn load<W: Wide>(w: W, source: &Vector) -> Self::Register<W>;
-    fn broadcast<W: Wide>(w: W, source: f32) -> Self::Register<W>;
-    fn add_product<W: Wide>(
-        w: W,
-        a: Self::Register<W>,
-        b: Self::Register<W>,
-        sum: Self::Register<W>,
-    ) -> Self::Register<W>;
-    fn to_float<W: Wide>(w: W, sum: Self::Register<W>) -> W::Float;
-    /// Writes [`Self::STEP`] consecutive elements of the inner dimension.
-    fn store<W: Wide>(w: W, elements: [W::Float; 2], target: &mut Vector);
-    /// Factor that brings keys of this squared length, or queries, to their length, and its inverse.
-    fn key_factors<W: Wide>(w: W, squares: W::Float) -> [W::Float; 2];
-    /// The same for values of this largest size.
-    fn value_factors<W: Wide>(w: W, largest: W::Float) -> [W::Float; 2];
-    /// `2^(x * factor - largest)` for [`Self::STEP`] scores, times what [`Self::value_factors`] allow; the weights go
-    /// to `target`, their sum is added to `total`.
-    fn weights<W: Wide>(
-        w: W,
-        scores: [W::Float; 2],
-        factor: W::Float,
-        largest: W::Float,
-        total: Self::Register<W>,
-        target: &mut Vector,
-    ) -> Self::Register<W>;
-}
-
-/// Single precision throughout.
-#[derive(Clone, Copy)]
-pub(super) struct FloatProducts;
-
-/// Pairs of 16-bit integers.
-#[derive(Clone, Copy)]
-pub(super) struct PairProducts;
-
-impl Products for FloatProducts {
-    type Register<W: Wide> = W::Float;
-    const STEP: usize = 1;
-
-    #[inline(always)]
-    fn zero<W: Wide>(w: W) -> W::Float {
-        w.splat(0.0)
-    }
-    #[inline(always)]
-    fn load<W: Wide>(w: W, source: &Vector) -> W::Float {
-        w.load(&source.0)
-    }
-    #[inline(always)]
-    fn broadcast<W: Wide>(w: W, source: f32) -> W::Float {
-        w.splat(source)
-    }
-    #[inline(always)]
-    fn add_product<W: Wide>(w: W, a: W::Float, b: W::Float, sum: W::Float) -> W::Float {
-        w.mul_add(a, b, sum)
-    }
-    #[inline(always)]
-    fn to_float<W: Wide>(_: W, sum: W::Float) -> W::Float {
-        sum
-    }
-    #[inline(always)]
-    fn store<W: Wide>(w: W, elements: [W::Float; 2], target: &mut Vector) {
-        w.store(elements[0], &mut target.0);
-    }
-    #[inline(always)]
-    fn key_factors<W: Wide>(w: W, _: W::Float) -> [W::Float; 2] {
-        [w.splat(1.0); 2]
-    }
-    #[inline(always)]
-    fn value_factors<W: Wide>(w: W, _: W::Float) -> [W::Float; 2] {
-        [w.splat(1.0); 2]
-    }
-    #[inline(always)]
-    fn weights<W: Wide>(
-        w: W,
-        scores: [W::Float; 2],
-        factor: W::Float,
-        largest: W::Float,
-        total: W::Float,
-        target: &mut Vector,
-    ) -> W::Float {
-        let weights = exp2(w, w.sub(w.mul(scores[0], factor), largest));
-        w.store(weights, &mut target.0);
-        w.add(total, weights)
-    }
-}
-
-impl Products for PairProducts {
-    type Register<W: Wide> = W::Int;
-    const STEP: usize = 2;
-
-    #[inline(always)]
-    fn zero<W: Wide>(w: W) -> W::Int {
-        w.splat_int(0)
-    }
-    #[inline(always)]
-    fn load<W: Wide>(w: W, source: &Vector) -> W::Int {
-        w.load_int(source.ints())
-    }
-    #[inline(always)]
-    fn broadcast<W: Wide>(w: W, source: f32) -> W::Int {
-        w.splat_int(source.to_bits() as i32)
-    }
-    #[inline(always)]
-    fn add_product<W: Wide>(w: W, a: W::Int, b: W::Int, sum: W::Int) -> W::Int {
-        w.dot_pairs(a, b, sum)
-    }
-    #[inline(always)]
-    fn to_float<W: Wide>(w: W, sum: W::Int) -> W::Float {
-        w.to_float(sum)
-    }
-    #[inline(always)]
-    fn store<W: Wide>(w: W, elements: [W::Float; 2], target: &mut Vector) {
-        let (low, high) = (w.to_int(elements[0]), w.to_int(elements[1]));
-        w.store_int(w.pair(low, high), target.ints_mut());
-    }
-    #[inline(always)]
-    fn key_factors<W: Wide>(w: W, squares: W::Float) -> [W::Float; 2] {
-        factors(w, w.sqrt(squares), LENGTH)
-    }
-    #[inline(always)]
-    fn value_factors<W: Wide>(w: W, largest: W::Float) -> [W::Float; 2] {
-        factors(w, largest, VALUE_MAX)
-    }
-    #[inline(always)]
-    fn weights<W: Wide>(
-        w: W,
-        scores: [W::Float; 2],
-        factor: W::Float,
-        largest: W::Float,
-        total: W::Int,
-        target: &mut Vector,
-    ) -> W::Int {
-        let shift = w.sub(w.splat(WEIGHT_BITS), largest);
-        let low = w.to_int(exp2_coarse(w, w.mul_add(scores[0], factor, shift)));
-        let high = w.to_int(exp2_coarse(w, w.mul_add(scores[1], factor, shift)));
-        w.store_int(w.pair(low, high), target.ints_mut());
-        w.add_int(total, w.add_int(low, high))
-    }
-}
-
-/// `[wanted / size, size / wanted]`, zeros for a size near zero.
-#[inline(always)]
-fn factors<W: Wide>(w: W, size: W::Float, wanted: f32) -> [W::Float; 2] {
-    let zero = w.splat(0.0);
-    let tiny = w.splat(TINY);
-    let up = w.select_less(tiny, size, w.div(w.splat(wanted), size), zero);
-    [up, w.mul(size, w.splat(1.0 / wanted))]
-}
 
 /// Attention of an item's rows into its record.
 pub(super) struct Tile<'a, S, P> {
@@ -215,44 +43,48 @@ thread_local! {
 }
 
 /// What a tile works on. A group is a vector of rows; a set is up to `SIDE` groups that are computed together.
-struct Memory<'a> {
+pub(super) struct Memory<'a> {
     /// `[sets][key steps][groups of the set]`.
-    queries: &'a mut [Vector],
+    pub(super) queries: &'a mut [Vector],
     /// Factor on each row's scores, `[groups]`.
-    factors: &'a mut [Vector],
+    pub(super) factors: &'a mut [Vector],
+    /// Token of each row, counted from the item's first, `[groups]`.
+    pub(super) tokens: &'a mut [Vector],
+    /// ALiBi's slope of each row, in units of log2, `[groups]`.
+    pub(super) slopes: &'a mut [Vector],
     /// Largest score of each row, in units of log2, `[groups]`.
-    largest: &'a mut [Vector],
+    pub(super) largest: &'a mut [Vector],
     /// `[groups]`.
-    totals: &'a mut [Vector],
+    pub(super) totals: &'a mut [Vector],
     /// `[sets][value dims, padded][groups of the set]`.
-    sums: &'a mut [Vector],
+    pub(super) sums: &'a mut [Vector],
     /// The page's keys, `[vectors of keys][key steps]`.
-    keys: &'a mut [Vector],
+    pub(super) keys: &'a mut [Vector],
     /// Factor on each key's scores, `[vectors of keys]`.
-    key_factors: &'a mut [Vector],
+    pub(super) key_factors: &'a mut [Vector],
     /// The page's values, `[vectors of dims][value steps]`.
-    values: &'a mut [Vector],
+    pub(super) values: &'a mut [Vector],
     /// Factor on each dimension, `[vectors of dims]`.
-    value_factors: &'a mut [Vector],
+    pub(super) value_factors: &'a mut [Vector],
     /// `[PAGE_TOKENS][groups of a set]`.
-    scores: &'a mut [Vector],
+    pub(super) scores: &'a mut [Vector],
     /// `[value steps][groups of a set]`.
-    weights: &'a mut [Vector],
+    pub(super) weights: &'a mut [Vector],
     /// Elements of the queries of one group, `[key steps * STEP]`.
-    columns: &'a mut [Vector],
+    pub(super) columns: &'a mut [Vector],
 }
 
 /// Shapes of a tile.
 #[derive(Clone, Copy)]
-struct Sizes {
-    groups: usize,
+pub(super) struct Sizes {
+    pub(super) groups: usize,
     /// Groups of a set; the last may have fewer.
-    side: usize,
-    key_steps: usize,
-    value_steps: usize,
-    value_vectors: usize,
+    pub(super) side: usize,
+    pub(super) key_steps: usize,
+    pub(super) value_steps: usize,
+    pub(super) value_vectors: usize,
     /// Elements of a query, padded to whole steps.
-    columns: usize,
+    pub(super) columns: usize,
 }
 
 impl Memory<'_> {
@@ -278,6 +110,8 @@ impl Memory<'_> {
             PAGE_TOKENS * side,
             value_steps * side,
             columns,
+            groups,
+            groups,
         ];
         let total: usize = lengths.iter().sum();
         if memory.len() < total {
@@ -303,6 +137,8 @@ impl Memory<'_> {
             scores: part(9),
             weights: part(10),
             columns: part(11),
+            tokens: part(12),
+            slopes: part(13),
         }
     }
 }
@@ -326,6 +162,19 @@ impl<S: Stored, P: Products> WideKernel for Tile<'_, S, P> {
         let mut buffer = MEMORY.take();
         let mut memory = Memory::carve(&mut buffer, sizes);
         load_queries::<W, P>(w, item, sizes, &mut memory);
+        let mut row = 0;
+        let last = item.rows() - 1;
+        for (tokens, slopes) in memory.tokens.iter_mut().zip(memory.slopes.iter_mut()) {
+            for lane in 0..WIDE {
+                // Lanes beyond the last row repeat it.
+                let row_here = row.min(last);
+                tokens.0[lane] = (row_here / item.group()) as f32;
+                if let Some(of_heads) = item.params.alibi_slopes {
+                    slopes.0[lane] = of_heads[item.head(row_here)] * std::f32::consts::LOG2_E;
+                }
+                row += 1;
+            }
+        }
         memory.largest.fill(Vector([UNSEEN; WIDE]));
         memory.totals.fill(Vector::ZERO);
         memory.sums.fill(Vector::ZERO);
@@ -354,141 +203,6 @@ impl<S: Stored, P: Products> WideKernel for Tile<'_, S, P> {
         }
         store_record(item, sizes, &memory, self.record);
         MEMORY.set(buffer);
-    }
-}
-
-/// Where a group is within its set: (first group of the set, groups of the set, index within).
-#[inline(always)]
-fn place(sizes: Sizes, group: usize) -> (usize, usize, usize) {
-    let first = group / sizes.side * sizes.side;
-    (first, sizes.side.min(sizes.groups - first), group - first)
-}
-
-#[inline(always)]
-fn load_queries<W: Wide, P: Products>(
-    w: W,
-    item: &Item<'_>,
-    sizes: Sizes,
-    memory: &mut Memory<'_>,
-) {
-    // Scores in units of log2 save a multiplication per weight.
-    let scale = item.params.scale * std::f32::consts::LOG2_E;
-    let steps = sizes.key_steps;
-    memory.columns.fill(Vector::ZERO);
-    for group in 0..sizes.groups {
-        let (first, side, index) = place(sizes, group);
-        let rows = WIDE.min(item.rows() - group * WIDE);
-        for lane in 0..rows {
-            let query = item.query(group * WIDE + lane);
-            for (column, x) in memory.columns.iter_mut().zip(query) {
-                column.0[lane] = x * scale;
-            }
-        }
-        for column in memory.columns.iter_mut() {
-            column.0[rows..].fill(0.0);
-        }
-        let mut squares = w.splat(0.0);
-        for column in memory.columns.iter() {
-            let x = w.load(&column.0);
-            squares = w.mul_add(x, x, squares);
-        }
-        let [up, down] = P::key_factors(w, squares);
-        // A factor of zero would turn scores of unseen positions into those of seen ones.
-        let down = w.max(down, w.splat(1e-20));
-        w.store(down, &mut memory.factors[group].0);
-        for (step, columns) in memory.columns.chunks_exact(P::STEP).enumerate() {
-            let low = w.mul(w.load(&columns[0].0), up);
-            let high = w.mul(w.load(&columns[P::STEP - 1].0), up);
-            let target = &mut memory.queries[first * steps + step * side + index];
-            P::store(w, [low, high], target);
-        }
-    }
-}
-
-/// Element `d` of the keys of vector `vector`.
-#[inline(always)]
-fn load_key<W: Wide, S: Stored>(
-    w: W,
-    view: &HeadView<'_, S::Value>,
-    d: usize,
-    vector: usize,
-) -> W::Float {
-    let (keys, _) = view.keys.as_chunks::<WIDE>();
-    let keys = S::load(w, &keys[d * KEY_VECTORS + vector]);
-    if S::SCALED {
-        w.mul(keys, key_scale::<S, W>(w, view, d, vector))
-    } else {
-        keys
-    }
-}
-
-#[inline(always)]
-fn convert_keys<W: Wide, S: Stored, P: Products>(
-    w: W,
-    view: &HeadView<'_, S::Value>,
-    dims: usize,
-    memory: &mut Memory<'_>,
-) {
-    let steps = dims.div_ceil(P::STEP);
-    for vector in 0..KEY_VECTORS {
-        let mut squares = w.splat(0.0);
-        if P::STEP == 2 {
-            for d in 0..dims {
-                let x = load_key::<W, S>(w, view, d, vector);
-                squares = w.mul_add(x, x, squares);
-            }
-        }
-        let [up, down] = P::key_factors(w, squares);
-        w.store(down, &mut memory.key_factors[vector].0);
-        let target = &mut memory.keys[vector * steps..][..steps];
-        for (step, target) in target.iter_mut().enumerate() {
-            let d = step * P::STEP;
-            let low = w.mul(load_key::<W, S>(w, view, d, vector), up);
-            let mut high = w.splat(0.0);
-            if P::STEP == 2 && d + 1 < dims {
-                high = w.mul(load_key::<W, S>(w, view, d + 1, vector), up);
-            }
-            P::store(w, [low, high], target);
-        }
-    }
-}
-
-/// Slots from `written` on may hold what was there before: they count as zeros.
-#[inline(always)]
-fn convert_values<W: Wide, S: Stored, P: Products>(
-    w: W,
-    view: &HeadView<'_, S::Value>,
-    written: usize,
-    sizes: Sizes,
-    memory: &mut Memory<'_>,
-) {
-    let stride = sizes.value_vectors;
-    let (values, _) = view.values.as_chunks::<WIDE>();
-    let zero = w.splat(0.0);
-    for vector in 0..stride {
-        let mut largest = zero;
-        if P::STEP == 2 {
-            for slot in 0..written {
-                let row = &values[slot * stride..][..stride];
-                let x = load_value::<S, W>(w, row, value_scales::<S>(view, slot), vector);
-                largest = w.max(largest, w.max(x, w.sub(zero, x)));
-            }
-        }
-        let [up, down] = P::value_factors(w, largest);
-        w.store(down, &mut memory.value_factors[vector].0);
-        let target = &mut memory.values[vector * sizes.value_steps..][..sizes.value_steps];
-        for (step, target) in target.iter_mut().enumerate() {
-            let mut elements = [zero; 2];
-            for i in 0..P::STEP {
-                let slot = step * P::STEP + i;
-                if slot < written {
-                    let row = &values[slot * stride..][..stride];
-                    let x = load_value::<S, W>(w, row, value_scales::<S>(view, slot), vector);
-                    elements[i] = w.mul(x, up);
-                }
-            }
-            P::store(w, elements, target);
-        }
     }
 }
 
@@ -554,7 +268,7 @@ impl Set<'_> {
         let all = self.slots(&(late.start..early.end)) == (0..PAGE_TOKENS);
         // Whole vectors of keys that any row sees.
         let vectors = slots.start / WIDE..slots.end.div_ceil(WIDE);
-        let adjusted = self.adjust::<G>(all);
+        let adjusted = self.adjust(all);
 
         let zero = w.splat(0.0);
         let mut page_largest = [w.splat(UNSEEN); G];
@@ -586,8 +300,12 @@ impl Set<'_> {
             for slot in vectors.start * WIDE..vectors.end * WIDE {
                 for g in 0..G {
                     let score = &mut memory.scores[slot * G + g].0;
-                    let row_factor = w.load(&memory.factors[self.first + g].0);
-                    let x = adjust.apply(w, w.load(score), row_factor, g, slot);
+                    let row = Rows {
+                        factor: w.load(&memory.factors[self.first + g].0),
+                        token: w.load(&memory.tokens[self.first + g].0),
+                        slope: w.load(&memory.slopes[self.first + g].0),
+                    };
+                    let x = adjust.apply(w, w.load(score), row, slot);
                     page_largest[g] = w.max(x, page_largest[g]);
                     w.store(x, score);
                 }
@@ -677,97 +395,66 @@ impl Set<'_> {
     }
 
     /// What happens to scores, if anything does.
-    fn adjust<const G: usize>(&self, all: bool) -> Option<Adjust<G>> {
+    fn adjust(&self, all: bool) -> Option<Adjust> {
         let params = self.item.params;
         if all && params.softcap.is_none() && params.alibi_slopes.is_none() {
             return None;
         }
-        let log2 = std::f32::consts::LOG2_E;
-        let lanes = |f: &dyn Fn(usize) -> f32| -> [Vector; G] {
-            std::array::from_fn(|g| {
-                Vector(std::array::from_fn(|lane| {
-                    let row = (self.first + g) * WIDE + lane;
-                    f(row.min(self.item.rows() - 1))
-                }))
-            })
-        };
-        let page = self.page_position as f32;
+        // Differences of positions are small enough for f32 where positions may not be.
+        let first = self.item.position(0) as i64 - self.page_position as i64;
         Some(Adjust {
-            mask: (!all).then(|| {
-                [
-                    lanes(&|row| self.slots(&self.item.visible(row)).start as f32),
-                    lanes(&|row| self.slots(&self.item.visible(row)).end as f32),
-                ]
-            }),
-            softcap: params.softcap.map(|cap| cap * log2),
-            bias: params.alibi_slopes.map(|slopes| {
-                [
-                    lanes(&|row| slopes[self.item.head(row)] * log2),
-                    lanes(&|row| self.item.position(row) as f32 - page),
-                ]
-            }),
+            first_slot: first as f32,
+            masked: !all,
+            window: params.window.map(|window| window.max(1) as f32),
+            softcap: params.softcap.map(|cap| cap * std::f32::consts::LOG2_E),
+            biased: params.alibi_slopes.is_some(),
         })
     }
 }
 
 /// Softcap, bias and mask of a set and a page.
-struct Adjust<const G: usize> {
-    /// First slot that each row sees, and the first after those.
-    mask: Option<[[Vector; G]; 2]>,
+struct Adjust {
+    /// The slot that the item's first token would have if the page went on in both directions.
+    first_slot: f32,
+    masked: bool,
+    window: Option<f32>,
     softcap: Option<f32>,
-    /// Slope of each row, and its position counted from the page's first.
-    bias: Option<[[Vector; G]; 2]>,
+    biased: bool,
 }
 
-impl<const G: usize> Adjust<G> {
+/// What adjusting needs of a group's rows.
+struct Rows<F> {
+    factor: F,
+    token: F,
+    slope: F,
+}
+
+impl Adjust {
     /// Whether scores have their rows' factor in them afterwards.
     fn scales(&self) -> bool {
-        self.softcap.is_some() || self.bias.is_some()
+        self.softcap.is_some() || self.biased
     }
 
     #[inline(always)]
-    fn apply<W: Wide>(
-        &self,
-        w: W,
-        mut x: W::Float,
-        row_factor: W::Float,
-        g: usize,
-        slot: usize,
-    ) -> W::Float {
-        let slot = w.splat(slot as f32);
+    fn apply<W: Wide>(&self, w: W, mut x: W::Float, rows: Rows<W::Float>, slot: usize) -> W::Float {
         if self.scales() {
-            x = w.mul(x, row_factor);
+            x = w.mul(x, rows.factor);
         }
         if let Some(cap) = self.softcap {
             x = softcap(w, x, cap);
         }
-        if let Some([slopes, positions]) = &self.bias {
-            let distance = w.sub(slot, w.load(&positions[g].0));
-            x = w.mul_add(distance, w.load(&slopes[g].0), x);
+        // How far after the query the key is.
+        let distance = w.sub(w.splat(slot as f32 - self.first_slot), rows.token);
+        if self.biased {
+            x = w.mul_add(distance, rows.slope, x);
         }
-        if let Some([starts, ends]) = &self.mask {
+        if self.masked {
             let unseen = w.splat(UNSEEN);
-            x = w.select_less(slot, w.load(&starts[g].0), unseen, x);
-            x = w.select_less(slot, w.load(&ends[g].0), x, unseen);
-        }
-        x
-    }
-}
-
-fn store_record(item: &Item<'_>, sizes: Sizes, memory: &Memory<'_>, record: &mut [Vector]) {
-    let vectors = Record::vectors(item.params);
-    let dims = sizes.value_vectors * WIDE;
-    for (row, record) in record.chunks_exact_mut(vectors).enumerate() {
-        let (group, lane) = (row / WIDE, row % WIDE);
-        let (first, side, index) = place(sizes, group);
-        let sums = &memory.sums[first * dims..][..side * dims];
-        for (vector, target) in record[..vectors - 1].iter_mut().enumerate() {
-            for (i, target) in target.0.iter_mut().enumerate() {
-                *target = sums[(vector * WIDE + i) * side + index].0[lane];
+            x = w.select_less(w.splat(0.0), distance, unseen, x);
+            if let Some(window) = self.window {
+                x = w.select_less(distance, w.splat(0.5 - window), unseen, x);
             }
         }
-        let last = &mut record[vectors - 1].0;
-        last[0] = memory.largest[group].0[lane];
-        last[1] = memory.totals[group].0[lane];
+        x
     }
 }
