@@ -1,14 +1,17 @@
 //! Speed of attention: decoding against the machine's read bandwidth, prefill against its multiply-add peak.
 //!
-//! `cargo run --release -p ondine-kernels --example attention_bench -- [threads] [positions]`
+//! `cargo run --release -p ondine-kernels --example attention_bench -- [threads] [positions] [models] [types]`
 //!
-//! Each shape's answer is checked against the portable code first.
+//! Each shape's answer is checked against the portable code first. Times are those that the threads had a core, where
+//! the system tells, so that other programs disturb less; divided by the number of threads.
 
 use std::time::Instant;
 
 use ondine_kernels::{
     AttentionContext, AttentionJob, AttentionParams, Isa, KvPage, KvShape, KvType, PAGE_TOKENS,
-    ThreadPool, attention,
+    ThreadPool,
+    arch::wide::{Wide, WideKernel, dispatch_wide},
+    attention,
 };
 
 /// A model's attention: name, query heads, key heads, head size.
@@ -32,11 +35,18 @@ fn main() {
     let models = number(MODELS.len());
     let isa = Isa::detect();
     let pool = ThreadPool::new(threads);
+    let types = number(3);
     println!("{isa:?}, {threads} threads, {positions} positions");
     let bandwidth = read_bandwidth(&pool);
-    println!("read bandwidth {bandwidth:.1} GB/s");
+    let [floats, pairs] = [false, true].map(|pairs| peak(&pool, isa, pairs));
+    println!(
+        "read bandwidth {bandwidth:.1} GB/s; multiply-adds per second: {floats:.0} G of f32, {pairs:.0} G of 16-bit pairs"
+    );
     for &(name, heads, kv_heads, dim) in &MODELS[..models.min(MODELS.len())] {
-        for kv_type in [KvType::F16, KvType::Q8_0, KvType::F32] {
+        for kv_type in [KvType::F16, KvType::Q8_0, KvType::F32]
+            .into_iter()
+            .take(types)
+        {
             let shape = KvShape {
                 kv_heads,
                 head_dim_k: dim,
@@ -54,7 +64,15 @@ fn main() {
                 gigabytes * 1e3
             );
             let rate = prefill(&pool, isa, shape, heads, positions);
-            println!("; prefill {rate:6.1} GMAC/s");
+            let peak = if kv_type == KvType::F32 {
+                floats
+            } else {
+                pairs
+            };
+            println!(
+                "; prefill {rate:6.1} GMAC/s ({:3.0}% of the peak)",
+                100.0 * rate / peak
+            );
         }
     }
 }
@@ -142,7 +160,7 @@ fn decode(
     let views: Vec<Vec<&KvPage>> = layers.iter().map(|pages| pages.iter().collect()).collect();
     let q = numbers(heads * shape.head_dim_k, 3);
     let mut out = vec![0.0; heads * shape.head_dim_v];
-    let seconds = fastest(7, || {
+    let seconds = fastest(pool.threads(), 7, || {
         for view in &views {
             run(pool, isa, heads, view, positions - 1, &q, &mut out);
         }
@@ -162,7 +180,7 @@ fn prefill(pool: &ThreadPool, isa: Isa, shape: KvShape, heads: usize, positions:
     for position in 0..positions / chunk * chunk {
         products += ((position + 1) * heads * (shape.head_dim_k + shape.head_dim_v)) as f64;
     }
-    let seconds = fastest(3, || {
+    let seconds = fastest(pool.threads(), 3, || {
         for first in (0..positions / chunk).map(|index| index * chunk) {
             run(pool, isa, heads, &pages, first, &q, &mut out);
         }
@@ -175,7 +193,7 @@ fn read_bandwidth(pool: &ThreadPool) -> f64 {
     let data = vec![1u64; 1 << 24];
     let piece = 1 << 17;
     let sum = std::sync::atomic::AtomicU64::new(0);
-    let seconds = fastest(9, || {
+    let seconds = fastest(pool.threads(), 9, || {
         pool.run(data.len() / piece, &|index| {
             let part = &data[index * piece..][..piece];
             let total = part.iter().fold(0u64, |a, &b| a.wrapping_add(b));
@@ -186,12 +204,69 @@ fn read_bandwidth(pool: &ThreadPool) -> f64 {
     size_of_val(&data[..]) as f64 * 1e-9 / seconds
 }
 
-fn fastest(rounds: usize, mut f: impl FnMut()) -> f64 {
+/// Multiply-adds in units of 10^9 per second, on registers alone.
+fn peak(pool: &ThreadPool, isa: Isa, pairs: bool) -> f64 {
+    struct Chains(bool);
+    const STEPS: usize = 100_000;
+    const CHAINS: usize = 12;
+    impl WideKernel for Chains {
+        type Output = [f32; 16];
+        #[inline(always)]
+        fn run<W: Wide>(self, w: W) -> [f32; 16] {
+            let mut floats = [w.splat(0.5); CHAINS];
+            let mut ints = [w.splat_int(1); CHAINS];
+            let (x, i) = (w.splat(0.25), w.splat_int(0x0003_0001));
+            for _ in 0..STEPS {
+                for chain in 0..CHAINS {
+                    if self.0 {
+                        ints[chain] = w.dot_pairs(i, ints[chain], ints[chain]);
+                    } else {
+                        floats[chain] = w.mul_add(floats[chain], x, x);
+                    }
+                }
+            }
+            let mut sum = w.splat(0.0);
+            for chain in 0..CHAINS {
+                sum = w.add(sum, w.add(floats[chain], w.to_float(ints[chain])));
+            }
+            let mut out = [0.0; 16];
+            w.store(sum, &mut out);
+            out
+        }
+    }
+    let chunks = 8 * pool.threads();
+    let seconds = fastest(pool.threads(), 5, || {
+        pool.run(chunks, &|_| {
+            std::hint::black_box(dispatch_wide(isa, Chains(pairs)));
+        });
+    });
+    let lanes = if pairs { 32 } else { 16 };
+    (chunks * STEPS * CHAINS * lanes) as f64 * 1e-9 / seconds
+}
+
+/// The shortest of some rounds, in seconds.
+fn fastest(threads: usize, rounds: usize, mut f: impl FnMut()) -> f64 {
     (0..rounds)
         .map(|_| {
-            let start = Instant::now();
+            let (start, busy) = (Instant::now(), busy_seconds());
             f();
-            start.elapsed().as_secs_f64()
+            let elapsed = start.elapsed().as_secs_f64();
+            match (busy, busy_seconds()) {
+                (Some(before), Some(after)) => (after - before) / threads as f64,
+                _ => elapsed,
+            }
         })
         .fold(f64::INFINITY, f64::min)
+}
+
+/// Seconds that this process's threads had a core.
+fn busy_seconds() -> Option<f64> {
+    // A thread's time is brought up to date when it leaves its core.
+    std::thread::sleep(std::time::Duration::from_micros(300));
+    let mut nanoseconds = 0.0;
+    for task in std::fs::read_dir("/proc/self/task").ok()? {
+        let text = std::fs::read_to_string(task.ok()?.path().join("schedstat")).ok()?;
+        nanoseconds += text.split(' ').next()?.parse::<f64>().ok()?;
+    }
+    Some(nanoseconds * 1e-9)
 }

@@ -14,6 +14,7 @@ mod machine_limits;
 mod matmul;
 pub mod ops;
 mod packed;
+mod schedule;
 mod tensor_type;
 #[cfg(test)]
 mod test_blocks;

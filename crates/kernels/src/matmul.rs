@@ -9,12 +9,13 @@ use crate::arch::product::{Group, Sums, float_tile, quantised_tile};
 use crate::arch::tiles::{DisjointTiles, Tile};
 use crate::ops::{self, Activation};
 use crate::packed::layout::{BLOCK, GROUP};
+use crate::schedule::Streams;
 use crate::{Activations, Isa, PackedMatrix, TensorType, ThreadPool};
 
 /// Multiply-accumulates of a piece of work with many tokens: some 50 µs.
 const CHUNK_MACS: usize = 8 << 20;
-/// Weights of a piece of work with few tokens, bytes: a few µs.
-const CHUNK_BYTES: usize = 64 << 10;
+/// Weights of a piece of work with few tokens, bytes: up to some 10 µs. Each piece interrupts a thread's stream.
+const CHUNK_BYTES: Range<usize> = 32 << 10..256 << 10;
 /// Tokens of a piece of work.
 const CHUNK_TOKENS: usize = 64;
 
@@ -84,19 +85,28 @@ pub fn matmul(
 /// # Panics
 /// If the shapes disagree.
 pub fn matmul_group(context: &Context<'_>, jobs: &mut [MatmulJob<'_>], x: &Activations) {
+    let threads = context.pool.threads();
     let mut end = 0;
     let planned: Vec<_> = jobs
         .iter_mut()
         .map(|job| {
             check(job.w, x, job.out, job.epilogue.bias);
-            let plan = Plan::new(x.tokens(), job.w.rows(), job.w.cols(), job.w.bytes());
+            let plan = Plan::new(
+                threads,
+                x.tokens(),
+                job.w.rows(),
+                job.w.cols(),
+                job.w.bytes(),
+            );
             let tiles = DisjointTiles::new(job.out, job.w.rows(), plan.row_step, plan.token_step);
             let first = end;
             end += plan.chunks();
             (first, plan, tiles, job.w, &job.epilogue)
         })
         .collect();
-    context.pool.run(end, &|chunk| {
+    let streams = Streams::new(end, context.pool.threads());
+    context.pool.run(end, &|_| {
+        let chunk = streams.next();
         let job = planned.partition_point(|(first, ..)| *first <= chunk) - 1;
         let (first, plan, tiles, w, epilogue) = &planned[job];
         let (row_index, token_index) = plan.place(chunk - first);
@@ -126,9 +136,17 @@ pub fn matmul_gated(
     check(gate, x, out, None);
     check(up, x, out, None);
     let bytes = gate.bytes() + up.bytes();
-    let plan = Plan::new(x.tokens(), gate.rows(), 2 * gate.cols(), bytes);
+    let plan = Plan::new(
+        context.pool.threads(),
+        x.tokens(),
+        gate.rows(),
+        2 * gate.cols(),
+        bytes,
+    );
     let tiles = DisjointTiles::new(out, gate.rows(), plan.row_step, plan.token_step);
-    context.pool.run(plan.chunks(), &|chunk| {
+    let streams = Streams::new(plan.chunks(), context.pool.threads());
+    context.pool.run(plan.chunks(), &|_| {
+        let chunk = streams.next();
         let (row_index, token_index) = plan.place(chunk);
         let mut tile = tiles.take(row_index, token_index);
         GATED.with_borrow_mut(|[gates, ups]| {
@@ -194,13 +212,14 @@ struct Plan {
 }
 
 impl Plan {
-    fn new(tokens: usize, rows: usize, cols: usize, bytes: usize) -> Plan {
+    fn new(threads: usize, tokens: usize, rows: usize, cols: usize, bytes: usize) -> Plan {
         let token_step = tokens.clamp(1, CHUNK_TOKENS).next_multiple_of(TILE);
         let groups = rows.div_ceil(GROUP).max(1);
         let group_macs = GROUP * cols.max(1) * tokens.clamp(1, token_step);
         let group_bytes = (bytes / groups).max(1);
         let by_macs = CHUNK_MACS / group_macs;
-        let by_bytes = CHUNK_BYTES / group_bytes;
+        let chunk_bytes = (bytes / (2 * threads)).clamp(CHUNK_BYTES.start, CHUNK_BYTES.end);
+        let by_bytes = chunk_bytes / group_bytes;
         let step = by_macs.min(if tokens <= TILE { by_bytes } else { by_macs });
         let row_step = step.clamp(1, groups) * GROUP;
         Plan {

@@ -11,6 +11,10 @@ use super::plan::{FEW_ROWS, Item, Record};
 use super::stored::{KEY_VECTORS, Stored, key_scale, load_value, value_scales};
 use crate::arch::wide::{WIDE, Wide, WideKernel};
 
+const LANE_NUMBERS: [f32; WIDE] = [
+    0.0, 1.0, 2.0, 3.0, 4.0, 5.0, 6.0, 7.0, 8.0, 9.0, 10.0, 11.0, 12.0, 13.0, 14.0, 15.0,
+];
+
 /// Rows that are computed together.
 const MOST_ROWS: usize = 4;
 
@@ -164,29 +168,32 @@ impl<T: bytemuck::Pod> PageWork<'_, T> {
     ) {
         let dims = self.queries.len() / R;
         let queries: [&[f32]; R] = std::array::from_fn(|row| &self.queries[row * dims..][..dims]);
-        let (keys, _) = self.view.keys.as_chunks::<PAGE_TOKENS>();
+        let (stored, _) = self.view.keys.as_chunks::<PAGE_TOKENS>();
         let (next, _) = self.next.keys.as_chunks::<PAGE_TOKENS>();
         let block = if S::SCALED { SCALE_BLOCK } else { dims };
         for vector in (0..KEY_VECTORS).step_by(V) {
             let mut sums = [[w.splat(0.0); V]; R];
             for start in (0..dims).step_by(block) {
                 let end = (start + block).min(dims);
-                let scales: [W::Float; V] =
-                    std::array::from_fn(|v| key_scale::<S, W>(w, &self.view, start, vector + v));
+                let mut scales = [w.splat(1.0); V];
+                if S::SCALED {
+                    for v in 0..V {
+                        scales[v] = key_scale::<S, W>(w, &self.view, start, vector + v);
+                    }
+                }
                 for d in start..end {
-                    let (row, _) = keys[d].as_chunks::<WIDE>();
+                    let (row, _) = stored[d].as_chunks::<WIDE>();
                     w.prefetch(&next[d][vector * WIDE]);
                     if V * WIDE * size_of::<T>() > 64 {
                         w.prefetch(&next[d][(vector + V / 2) * WIDE]);
                     }
-                    let keys: [W::Float; V] = std::array::from_fn(|v| {
-                        let keys = S::load(w, &row[vector + v]);
+                    let mut keys = [w.splat(0.0); V];
+                    for v in 0..V {
+                        keys[v] = S::load(w, &row[vector + v]);
                         if S::SCALED {
-                            w.mul(keys, scales[v])
-                        } else {
-                            keys
+                            keys[v] = w.mul(keys[v], scales[v]);
                         }
-                    });
+                    }
                     for r in 0..R {
                         let query = w.splat(queries[r][d]);
                         for v in 0..V {
@@ -227,8 +234,7 @@ impl<T: bytemuck::Pod> PageWork<'_, T> {
         let end = w.splat(seen.end as f32 - 0.5);
         for (vector, scores) in scores.iter_mut().enumerate() {
             let mut x = w.load(&scores.0);
-            let slots = std::array::from_fn(|i| (vector * WIDE + i) as f32);
-            let slots = w.load(&slots);
+            let slots = w.add(w.load(&LANE_NUMBERS), w.splat((vector * WIDE) as f32));
             if let Some(cap) = params.softcap {
                 x = softcap(w, x, cap * log2);
             }
@@ -277,7 +283,7 @@ impl<T: bytemuck::Pod> PageWork<'_, T> {
     ) {
         let vectors = record.len() / R;
         let stride = vectors - 1;
-        let (values, _) = self.view.values.as_chunks::<WIDE>();
+        let (stored, _) = self.view.values.as_chunks::<WIDE>();
         let (next, _) = self.next.values.as_chunks::<WIDE>();
         let mut sums = [[w.splat(0.0); V]; R];
         for r in 0..R {
@@ -287,15 +293,17 @@ impl<T: bytemuck::Pod> PageWork<'_, T> {
             }
         }
         for slot in slots {
-            let row = &values[slot * stride..][..stride];
+            let row = &stored[slot * stride..][..stride];
             let next = &next[slot * stride..][..stride];
             w.prefetch(&next[vector]);
             if V * WIDE * size_of::<T>() > 64 {
                 w.prefetch(&next[vector + V / 2]);
             }
             let scales = value_scales::<S>(&self.view, slot);
-            let values: [W::Float; V] =
-                std::array::from_fn(|v| load_value::<S, W>(w, row, scales, vector + v));
+            let mut values = [w.splat(0.0); V];
+            for v in 0..V {
+                values[v] = load_value::<S, W>(w, row, scales, vector + v);
+            }
             for r in 0..R {
                 let weight = w.splat(weights[r][slot / WIDE].0[slot % WIDE]);
                 for v in 0..V {

@@ -3,8 +3,6 @@
 use std::cell::Cell;
 use std::ops::Range;
 
-use bytemuck::Zeroable;
-
 use super::few::Few;
 use super::numeric::{UNSEEN, Vector, exp2};
 use super::page::{KvType, PAGE_TOKENS};
@@ -310,26 +308,27 @@ impl WideKernel for Join<'_> {
     #[inline(always)]
     fn run<W: Wide>(self, w: W) {
         let dims = self.out.len() / self.rows.len();
-        let row_of =
-            |part: usize, row: usize| &self.parts[part][row * self.vectors..][..self.vectors];
+        let state = self.vectors - 1;
         for (row, out) in self.rows.zip(self.out.chunks_exact_mut(dims)) {
-            let state = |part: usize| row_of(part, row)[self.vectors - 1].0;
-            let largest = (0..self.parts.len()).fold(UNSEEN, |a, part| a.max(state(part)[0]));
+            let at = row * self.vectors;
+            let mut largest = UNSEEN;
+            for part in self.parts {
+                largest = largest.max(part[at + state].0[0]);
+            }
             let mut total = w.splat(0.0);
-            let weight = |part: usize| {
-                let [part_largest, ..] = state(part);
-                exp2(w, w.splat(part_largest - largest))
-            };
-            for part in 0..self.parts.len() {
-                total = w.mul_add(weight(part), w.splat(state(part)[1]), total);
+            for part in self.parts {
+                let [part_largest, part_total, ..] = part[at + state].0;
+                let weight = exp2(w, w.splat(part_largest - largest));
+                total = w.mul_add(weight, w.splat(part_total), total);
             }
             let factor = w.div(w.splat(1.0), total);
             for (vector, out) in out.chunks_mut(WIDE).enumerate() {
                 let mut sum = w.splat(0.0);
-                for part in 0..self.parts.len() {
-                    sum = w.mul_add(weight(part), w.load(&row_of(part, row)[vector].0), sum);
+                for part in self.parts {
+                    let weight = exp2(w, w.splat(part[at + state].0[0] - largest));
+                    sum = w.mul_add(weight, w.load(&part[at + vector].0), sum);
                 }
-                let mut block = Vector::zeroed();
+                let mut block = Vector::ZERO;
                 w.store(w.mul(sum, factor), &mut block.0);
                 out.copy_from_slice(&block.0[..out.len()]);
             }

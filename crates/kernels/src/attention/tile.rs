@@ -13,7 +13,7 @@ use std::marker::PhantomData;
 use std::ops::Range;
 
 use super::numeric::{UNSEEN, Vector, exp2, exp2_coarse, softcap};
-use super::page::{HeadView, PAGE_TOKENS, SCALE_BLOCK};
+use super::page::{HeadView, PAGE_TOKENS};
 use super::plan::{Item, Record};
 use super::stored::{KEY_VECTORS, Stored, key_scale, load_value, value_scales};
 use crate::arch::wide::{WIDE, Wide, WideKernel};
@@ -150,7 +150,7 @@ impl Products for PairProducts {
     }
     #[inline(always)]
     fn store<W: Wide>(w: W, elements: [W::Float; 2], target: &mut Vector) {
-        let [low, high] = elements.map(|elements| w.to_int(elements));
+        let (low, high) = (w.to_int(elements[0]), w.to_int(elements[1]));
         w.store_int(w.pair(low, high), target.ints_mut());
     }
     #[inline(always)]
@@ -171,7 +171,8 @@ impl Products for PairProducts {
         target: &mut Vector,
     ) -> W::Int {
         let shift = w.sub(w.splat(WEIGHT_BITS), largest);
-        let [low, high] = scores.map(|x| w.to_int(exp2_coarse(w, w.mul_add(x, factor, shift))));
+        let low = w.to_int(exp2_coarse(w, w.mul_add(scores[0], factor, shift)));
+        let high = w.to_int(exp2_coarse(w, w.mul_add(scores[1], factor, shift)));
         w.store_int(w.pair(low, high), target.ints_mut());
         w.add_int(total, w.add_int(low, high))
     }
@@ -237,6 +238,8 @@ struct Memory<'a> {
     scores: &'a mut [Vector],
     /// `[value steps][groups of a set]`.
     weights: &'a mut [Vector],
+    /// Elements of the queries of one group, `[key steps * STEP]`.
+    columns: &'a mut [Vector],
 }
 
 /// Shapes of a tile.
@@ -248,6 +251,8 @@ struct Sizes {
     key_steps: usize,
     value_steps: usize,
     value_vectors: usize,
+    /// Elements of a query, padded to whole steps.
+    columns: usize,
 }
 
 impl Memory<'_> {
@@ -258,6 +263,7 @@ impl Memory<'_> {
             key_steps,
             value_steps,
             value_vectors,
+            columns,
         } = sizes;
         let lengths = [
             groups * key_steps,
@@ -271,6 +277,7 @@ impl Memory<'_> {
             value_vectors,
             PAGE_TOKENS * side,
             value_steps * side,
+            columns,
         ];
         let total: usize = lengths.iter().sum();
         if memory.len() < total {
@@ -295,6 +302,7 @@ impl Memory<'_> {
             value_factors: part(8),
             scores: part(9),
             weights: part(10),
+            columns: part(11),
         }
     }
 }
@@ -313,6 +321,7 @@ impl<S: Stored, P: Products> WideKernel for Tile<'_, S, P> {
             key_steps: item.params.head_dim_k.div_ceil(P::STEP),
             value_steps: PAGE_TOKENS / P::STEP,
             value_vectors: item.params.head_dim_v.div_ceil(WIDE),
+            columns: item.params.head_dim_k.next_multiple_of(P::STEP),
         };
         let mut buffer = MEMORY.take();
         let mut memory = Memory::carve(&mut buffer, sizes);
@@ -365,35 +374,51 @@ fn load_queries<W: Wide, P: Products>(
     // Scores in units of log2 save a multiplication per weight.
     let scale = item.params.scale * std::f32::consts::LOG2_E;
     let steps = sizes.key_steps;
+    memory.columns.fill(Vector::ZERO);
     for group in 0..sizes.groups {
         let (first, side, index) = place(sizes, group);
-        let rows: [&[f32]; WIDE] = std::array::from_fn(|lane| {
-            let row = group * WIDE + lane;
-            if row < item.rows() {
-                item.query(row)
-            } else {
-                &[]
+        let rows = WIDE.min(item.rows() - group * WIDE);
+        for lane in 0..rows {
+            let query = item.query(group * WIDE + lane);
+            for (column, x) in memory.columns.iter_mut().zip(query) {
+                column.0[lane] = x * scale;
             }
-        });
-        let element = |d: usize| {
-            let lanes: [f32; WIDE] =
-                std::array::from_fn(|lane| rows[lane].get(d).map_or(0.0, |x| x * scale));
-            w.load(&lanes)
-        };
+        }
+        for column in memory.columns.iter_mut() {
+            column.0[rows..].fill(0.0);
+        }
         let mut squares = w.splat(0.0);
-        for d in 0..item.params.head_dim_k {
-            let x = element(d);
+        for column in memory.columns.iter() {
+            let x = w.load(&column.0);
             squares = w.mul_add(x, x, squares);
         }
         let [up, down] = P::key_factors(w, squares);
         // A factor of zero would turn scores of unseen positions into those of seen ones.
         let down = w.max(down, w.splat(1e-20));
         w.store(down, &mut memory.factors[group].0);
-        for step in 0..steps {
-            let elements = [0, 1].map(|i| w.mul(element(step * P::STEP + i % P::STEP), up));
+        for (step, columns) in memory.columns.chunks_exact(P::STEP).enumerate() {
+            let low = w.mul(w.load(&columns[0].0), up);
+            let high = w.mul(w.load(&columns[P::STEP - 1].0), up);
             let target = &mut memory.queries[first * steps + step * side + index];
-            P::store(w, elements, target);
+            P::store(w, [low, high], target);
         }
+    }
+}
+
+/// Element `d` of the keys of vector `vector`.
+#[inline(always)]
+fn load_key<W: Wide, S: Stored>(
+    w: W,
+    view: &HeadView<'_, S::Value>,
+    d: usize,
+    vector: usize,
+) -> W::Float {
+    let (keys, _) = view.keys.as_chunks::<WIDE>();
+    let keys = S::load(w, &keys[d * KEY_VECTORS + vector]);
+    if S::SCALED {
+        w.mul(keys, key_scale::<S, W>(w, view, d, vector))
+    } else {
+        keys
     }
 }
 
@@ -405,24 +430,11 @@ fn convert_keys<W: Wide, S: Stored, P: Products>(
     memory: &mut Memory<'_>,
 ) {
     let steps = dims.div_ceil(P::STEP);
-    let (keys, _) = view.keys.as_chunks::<PAGE_TOKENS>();
     for vector in 0..KEY_VECTORS {
-        let load = |d: usize| {
-            let (row, _) = keys[d].as_chunks::<WIDE>();
-            let keys = S::load(w, &row[vector]);
-            if S::SCALED {
-                w.mul(
-                    keys,
-                    key_scale::<S, W>(w, view, d / SCALE_BLOCK * SCALE_BLOCK, vector),
-                )
-            } else {
-                keys
-            }
-        };
         let mut squares = w.splat(0.0);
         if P::STEP == 2 {
             for d in 0..dims {
-                let x = load(d);
+                let x = load_key::<W, S>(w, view, d, vector);
                 squares = w.mul_add(x, x, squares);
             }
         }
@@ -431,13 +443,12 @@ fn convert_keys<W: Wide, S: Stored, P: Products>(
         let target = &mut memory.keys[vector * steps..][..steps];
         for (step, target) in target.iter_mut().enumerate() {
             let d = step * P::STEP;
-            let first = w.mul(load(d), up);
-            let second = if P::STEP == 2 && d + 1 < dims {
-                w.mul(load(d + 1), up)
-            } else {
-                w.splat(0.0)
-            };
-            P::store(w, [first, second], target);
+            let low = w.mul(load_key::<W, S>(w, view, d, vector), up);
+            let mut high = w.splat(0.0);
+            if P::STEP == 2 && d + 1 < dims {
+                high = w.mul(load_key::<W, S>(w, view, d + 1, vector), up);
+            }
+            P::store(w, [low, high], target);
         }
     }
 }
@@ -453,16 +464,13 @@ fn convert_values<W: Wide, S: Stored, P: Products>(
 ) {
     let stride = sizes.value_vectors;
     let (values, _) = view.values.as_chunks::<WIDE>();
+    let zero = w.splat(0.0);
     for vector in 0..stride {
-        let load = |slot: usize| {
-            let row = &values[slot * stride..][..stride];
-            load_value::<S, W>(w, row, value_scales::<S>(view, slot), vector)
-        };
-        let zero = w.splat(0.0);
         let mut largest = zero;
         if P::STEP == 2 {
             for slot in 0..written {
-                let x = load(slot);
+                let row = &values[slot * stride..][..stride];
+                let x = load_value::<S, W>(w, row, value_scales::<S>(view, slot), vector);
                 largest = w.max(largest, w.max(x, w.sub(zero, x)));
             }
         }
@@ -470,14 +478,15 @@ fn convert_values<W: Wide, S: Stored, P: Products>(
         w.store(down, &mut memory.value_factors[vector].0);
         let target = &mut memory.values[vector * sizes.value_steps..][..sizes.value_steps];
         for (step, target) in target.iter_mut().enumerate() {
-            let elements = [0, 1].map(|i| {
+            let mut elements = [zero; 2];
+            for i in 0..P::STEP {
                 let slot = step * P::STEP + i;
-                if i < P::STEP && slot < written {
-                    w.mul(load(slot), up)
-                } else {
-                    zero
+                if slot < written {
+                    let row = &values[slot * stride..][..stride];
+                    let x = load_value::<S, W>(w, row, value_scales::<S>(view, slot), vector);
+                    elements[i] = w.mul(x, up);
                 }
-            });
+            }
             P::store(w, elements, target);
         }
     }
@@ -496,11 +505,14 @@ fn product<W: Wide, P: Products, const G: usize, const J: usize>(
     let (left, _) = left.as_chunks::<G>();
     for (left, right) in left.iter().zip(right) {
         let right: &[f32; J] = right.0[first..first + J].try_into().expect("J columns");
-        let left: [P::Register<W>; G] = std::array::from_fn(|g| P::load(w, &left[g]));
+        let mut rows = [P::zero(w); G];
+        for g in 0..G {
+            rows[g] = P::load(w, &left[g]);
+        }
         for j in 0..J {
             let right = P::broadcast(w, right[j]);
             for g in 0..G {
-                sums[j][g] = P::add_product(w, left[g], right, sums[j][g]);
+                sums[j][g] = P::add_product(w, rows[g], right, sums[j][g]);
             }
         }
     }
@@ -550,20 +562,34 @@ impl Set<'_> {
         let queries = &memory.queries[self.first * steps..][..G * steps];
         for vector in vectors.clone() {
             let keys = &memory.keys[vector * steps..][..steps];
+            let factors = &memory.key_factors[vector].0;
             for first in (0..WIDE).step_by(J) {
                 let sums = product::<W, P, G, J>(w, queries, keys, first);
+                let slot = vector * WIDE + first;
+                // Slices of known lengths: the loops below run without checks.
+                let factors: &[f32; J] = factors[first..first + J].try_into().expect("J keys");
+                let scores = &mut memory.scores[slot * G..(slot + J) * G];
+                let scores: &mut [[Vector; G]; J] =
+                    scores.as_chunks_mut().0.try_into().expect("J keys");
                 for j in 0..J {
-                    let slot = vector * WIDE + first + j;
-                    let factor = w.splat(memory.key_factors[vector].0[first + j]);
+                    let factor = w.splat(factors[j]);
                     for g in 0..G {
-                        let mut x = w.mul(P::to_float(w, sums[j][g]), factor);
-                        if let Some(adjust) = &adjusted {
-                            let row_factor = w.load(&memory.factors[self.first + g].0);
-                            x = adjust.apply(w, x, row_factor, g, slot);
-                        }
+                        let x = w.mul(P::to_float(w, sums[j][g]), factor);
                         page_largest[g] = w.max(x, page_largest[g]);
-                        w.store(x, &mut memory.scores[slot * G + g].0);
+                        w.store(x, &mut scores[j][g].0);
                     }
+                }
+            }
+        }
+        if let Some(adjust) = &adjusted {
+            page_largest = [w.splat(UNSEEN); G];
+            for slot in vectors.start * WIDE..vectors.end * WIDE {
+                for g in 0..G {
+                    let score = &mut memory.scores[slot * G + g].0;
+                    let row_factor = w.load(&memory.factors[self.first + g].0);
+                    let x = adjust.apply(w, w.load(score), row_factor, g, slot);
+                    page_largest[g] = w.max(x, page_largest[g]);
+                    w.store(x, score);
                 }
             }
         }
@@ -593,19 +619,20 @@ impl Set<'_> {
         let steps = self.sizes.value_steps;
         let used = vectors.start * WIDE / P::STEP..vectors.end * WIDE / P::STEP;
         let mut totals = [P::zero(w); G];
-        for step in used.clone() {
+        let (weights, _) = memory.weights[used.start * G..used.end * G].as_chunks_mut::<G>();
+        let first_slot = used.start * P::STEP;
+        let (scores, _) = memory.scores[first_slot * G..].as_chunks::<G>();
+        for (weights, scores) in weights.iter_mut().zip(scores.chunks_exact(P::STEP)) {
             for g in 0..G {
-                let scores = [0, 1].map(|i| {
-                    let slot = step * P::STEP + i % P::STEP;
-                    w.load(&memory.scores[slot * G + g].0)
-                });
+                let low = w.load(&scores[0][g].0);
+                let high = w.load(&scores[P::STEP - 1][g].0);
                 totals[g] = P::weights(
                     w,
-                    scores,
+                    [low, high],
                     factors[g],
                     page_largest[g],
                     totals[g],
-                    &mut memory.weights[step * G + g],
+                    &mut weights[g],
                 );
             }
         }
@@ -620,12 +647,20 @@ impl Set<'_> {
         let weights = &memory.weights[used.start * G..used.end * G];
         for vector in 0..self.sizes.value_vectors {
             let values = &memory.values[vector * steps..][..steps][used.clone()];
+            let factors = &memory.value_factors[vector].0;
             for first in (0..WIDE).step_by(J) {
                 let page = product::<W, P, G, J>(w, weights, values, first);
+                let d = vector * WIDE + first;
+                let factors: &[f32; J] = factors[first..first + J].try_into().expect("J dims");
+                let sums: &mut [[Vector; G]; J] = sums[d * G..(d + J) * G]
+                    .as_chunks_mut()
+                    .0
+                    .try_into()
+                    .expect("J dims");
                 for j in 0..J {
-                    let factor = w.splat(memory.value_factors[vector].0[first + j]);
+                    let factor = w.splat(factors[j]);
                     for g in 0..G {
-                        let sum = &mut sums[(vector * WIDE + first + j) * G + g].0;
+                        let sum = &mut sums[j][g].0;
                         let page = w.mul(P::to_float(w, page[j][g]), factor);
                         let before = w.mul(w.load(sum), decays[g]);
                         w.store(w.mul_add(page, shares[g], before), sum);

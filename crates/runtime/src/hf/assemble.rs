@@ -8,6 +8,7 @@ use half::{bf16, f16};
 use ondine_kernels::TensorType;
 
 use super::checkpoint::{Checkpoint, Stored};
+use super::config::Config;
 use super::family::Family;
 use super::metadata::Shape;
 use super::names::{Form, Name, is_idle};
@@ -19,20 +20,22 @@ use crate::source::{ByteSource, Memory, Piece, Stitched, Transposed};
 /// No model has more heads than this; a view has three pieces for each.
 const MOST_HEADS: u64 = 1 << 12;
 
-/// The model's tensors; their sources are the checkpoint's files, then `views`.
+/// The model's tensors; their sources are the checkpoint's files, then the configuration, then
+/// `views`.
 pub(super) struct Assembled {
     pub(super) tensors: Vec<TensorInfo>,
     pub(super) views: Vec<Arc<dyn ByteSource>>,
 }
 
-/// Arranges `checkpoint` for a model of `family`. With `tied`, a stored output head is left out.
+/// Arranges `checkpoint` for a model of `family`.
 pub(super) fn assemble(
     checkpoint: &Checkpoint,
+    config: &Config,
     family: &Family,
     shape: &Shape,
-    tied: bool,
     limits: &Limits,
 ) -> Result<Assembled, ModelFileError> {
+    let tied = config.boolean(&["tie_word_embeddings", "tie_embedding"])?;
     let mut assembler = Assembler {
         checkpoint,
         shape,
@@ -47,7 +50,8 @@ pub(super) fn assemble(
             continue;
         }
         let name = Name::parse(&stored.name).ok_or_else(|| unknown(stored, family))?;
-        if tied && name.pattern == "lm_head" {
+        // A tied head may be stored all the same; the embedding is what counts.
+        if tied == Some(true) && name.pattern == "lm_head" {
             continue;
         }
         let mut known = false;
@@ -63,12 +67,15 @@ pub(super) fn assemble(
         assembler.stack(name, &stack)?;
     }
     for (name, factors) in &shape.factors {
-        let bytes = factors
-            .iter()
-            .flat_map(|factor| factor.to_le_bytes())
-            .collect();
+        let bytes = factors.iter().flat_map(|factor| factor.to_le_bytes());
         let shape = vec![factors.len() as u64];
-        assembler.memory((*name).to_owned(), shape, bytes)?;
+        assembler.memory((*name).to_owned(), shape, bytes.collect())?;
+    }
+    if tied == Some(false) && !assembler.origins.contains_key("output.weight") {
+        return Err(ModelFileError::Tensor {
+            tensor: "lm_head.weight".into(),
+            what: "is missing though config.json has `tie_word_embeddings` false; fetch the missing shard".into(),
+        });
     }
     Ok(Assembled {
         tensors: assembler.tensors,
@@ -262,7 +269,7 @@ impl<'a> Assembler<'a> {
         let heads = u64::from(self.shape.heads);
         let rows = stored.shape[0];
         let parts = 3 * heads;
-        if heads > MOST_HEADS || rows % parts != 0 {
+        if heads > MOST_HEADS || !rows.is_multiple_of(parts) {
             let what = format!("has {rows} rows, which {heads} heads cannot share");
             return Err(wrong(stored, &what));
         }
@@ -363,7 +370,7 @@ impl<'a> Assembler<'a> {
         tensor_type: TensorType,
         view: Arc<dyn ByteSource>,
     ) -> Result<(), ModelFileError> {
-        let source = self.checkpoint.files.len() + self.views.len();
+        let source = self.checkpoint.files.len() + 1 + self.views.len();
         let bytes = view.len();
         self.views.push(view);
         self.push(name, shape, tensor_type, source, 0, bytes)

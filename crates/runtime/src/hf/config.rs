@@ -180,7 +180,7 @@ pub(super) fn finite(value: &Value) -> Option<f64> {
 /// The value as JSON, cut to what fits into an error.
 pub(super) fn brief(value: &Value) -> String {
     let text = match value {
-        Value::Array(_) => "a list".to_owned(),
+        Value::Array(list) => format!("a list of {} elements", list.len()),
         Value::Object(_) => "an object".to_owned(),
         other => other.to_string(),
     };

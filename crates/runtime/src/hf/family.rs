@@ -91,6 +91,11 @@ impl Family {
         }))
     }
 
+    /// Every rule, those that count first.
+    pub(super) fn rules(&self) -> impl Iterator<Item = &'static Rule> {
+        self.rules.into_iter().flatten()
+    }
+
     /// The rules for tensors named `pattern`: one, or two for a tensor that holds two.
     pub(super) fn rules_for(&self, pattern: &str) -> impl Iterator<Item = &'static Rule> {
         let table = self
@@ -123,8 +128,8 @@ impl Family {
             "bloom" => config.only("apply_residual_connection_post_layernorm", &no)?,
             "mpt" => {
                 config.only("logit_scale", &[])?;
+                config.only("embedding_fraction", &[json!(1), json!(1.0)])?;
                 if let Some(attention) = config.object(&["attn_config"])? {
-                    config.only("embedding_fraction", &[json!(1), json!(1.0)])?;
                     attention.only("qk_ln", &no)?;
                     attention.only("prefix_lm", &no)?;
                     attention.only("softmax_scale", &[])?;

@@ -121,6 +121,8 @@ struct Sizes {
     context: u32,
     embedding: u32,
     heads: u32,
+    /// [`Limits::width`]
+    most_width: u64,
 }
 
 impl Sizes {
@@ -147,6 +149,7 @@ impl Sizes {
                 gemma3(2304),
             )?,
             heads: config.size(&["num_attention_heads", "n_head", "n_heads"], gemma3(8))?,
+            most_width: limits.width,
         })
     }
 }
@@ -259,6 +262,9 @@ fn rotary_family(
         _ => of.embedding / of.heads,
     };
     let head_size = config.unsigned(&["head_dim"])?.unwrap_or(default_size);
+    if u64::from(head_size) > of.most_width {
+        return Err(config.wrong(&["head_dim"], &format!("at most {}", of.most_width)));
+    }
     header.own_unsigned("attention.key_length", head_size);
     header.own_unsigned("attention.value_length", head_size);
     windows(header, config, family, of.layers)?;
@@ -471,5 +477,71 @@ fn number(config: Option<&Config>, key: &str) -> Result<Option<f64>, ModelFileEr
     match config {
         Some(config) => Ok(config.float(&[key])?.filter(|&number| number > 0.0)),
         None => Ok(None),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+    use crate::gguf::ModelFile;
+
+    fn metadata(config: Value) -> ModelFile {
+        let config = Config::of(config);
+        let family = Family::of(&config).unwrap();
+        let limits = Limits::default();
+        let mut header = Header::new(family.architecture);
+        write(&mut header, &config, &family, &limits).unwrap();
+        ModelFile::from_parts(header.finish(), vec![], vec![], vec![], &limits).unwrap()
+    }
+
+    /// Published Gemma 3 configurations say only what differs from the defaults.
+    #[test]
+    fn gemma3_defaults() {
+        let file = metadata(json!({
+            "model_type": "gemma3",
+            "text_config": {
+                "model_type": "gemma3_text", "hidden_size": 2560, "intermediate_size": 10240,
+                "num_hidden_layers": 34, "rope_scaling": { "factor": 8.0, "rope_type": "linear" },
+                "sliding_window": 1024,
+            },
+        }));
+        let unsigned = |key: &str| file.metadata.unsigned(&format!("gemma3.{key}")).unwrap();
+        assert_eq!(unsigned("attention.head_count"), Some(8));
+        assert_eq!(unsigned("attention.head_count_kv"), Some(4));
+        assert_eq!(unsigned("attention.key_length"), Some(256));
+        assert_eq!(unsigned("context_length"), Some(131_072));
+        assert_eq!(unsigned("attention.sliding_window"), Some(1024));
+        let float = |key: &str| file.metadata.float(&format!("gemma3.{key}")).unwrap();
+        assert_eq!(float("attention.scale"), Some(1.0 / 16.0));
+        assert_eq!(float("rope.freq_base"), Some(1e6));
+        assert_eq!(float("rope.freq_base_swa"), Some(1e4));
+        assert_eq!(float("rope.scaling.factor"), Some(8.0));
+    }
+
+    /// LFM2-350M declares 6656 and has 4608; Granite 4 without experts has only the shared network.
+    #[test]
+    fn derived_widths() {
+        let lfm2 = |adjust: bool| {
+            let config = json!({
+                "block_ff_dim": 6656, "block_ffn_dim_multiplier": 1.0, "block_multiple_of": 256,
+                "block_auto_adjust_ff_dim": adjust,
+            });
+            lfm2_feed_forward(&Config::of(config)).unwrap()
+        };
+        assert_eq!((lfm2(true), lfm2(false)), (Some(4608), Some(6656)));
+        let granite = metadata(json!({
+            "model_type": "granitemoehybrid", "num_local_experts": 0, "num_hidden_layers": 2,
+            "hidden_size": 1024, "num_attention_heads": 16, "num_key_value_heads": 4,
+            "shared_intermediate_size": 2048, "intermediate_size": 512,
+            "max_position_embeddings": 32768, "rms_norm_eps": 1e-5, "position_embedding_type": "rope",
+        }));
+        let width = granite
+            .metadata
+            .unsigned("granite.feed_forward_length")
+            .unwrap();
+        assert_eq!(width, Some(2048));
+        assert!(!granite.metadata.contains("granite.rope.scaling.finetuned"));
     }
 }

@@ -9,6 +9,7 @@
 mod assemble;
 mod checkpoint;
 mod config;
+mod explain;
 mod family;
 mod json;
 mod metadata;
@@ -19,6 +20,7 @@ mod text;
 
 use std::path::Path;
 
+use assemble::Assembled;
 use checkpoint::Checkpoint;
 use config::Config;
 use family::Family;
@@ -26,9 +28,12 @@ use metadata::Header;
 
 use crate::Limits;
 use crate::gguf::{ModelFile, ModelFileError};
+use crate::model::model_spec;
+use crate::source;
 
 /// Opens the checkpoint in `directory`: `config.json` with `model.safetensors`, or with
-/// `model.safetensors.index.json` and its shards, of type F32, F16 or BF16.
+/// `model.safetensors.index.json` and its shards, of type F32, F16 or BF16. What is opened can be
+/// described ([`model_spec`]).
 ///
 /// # Errors
 /// [`ModelFileError`] says what is wrong with which file.
@@ -41,41 +46,21 @@ pub fn open(directory: &Path, limits: &Limits) -> Result<ModelFile, ModelFileErr
     text::write(&mut header, &config, directory, limits)?;
 
     let checkpoint = Checkpoint::open(directory, limits)?;
-    let tied = config.boolean(&["tie_word_embeddings", "tie_embedding"])?;
-    let left_out = tied == Some(true);
-    let assembled = assemble::assemble(&checkpoint, &family, &shape, left_out, limits)?;
-    if tied == Some(false)
-        && !assembled
-            .tensors
-            .iter()
-            .any(|tensor| tensor.name == "output.weight")
-    {
-        return Err(ModelFileError::Tensor {
-            tensor: "lm_head.weight".into(),
-            what: "is missing though config.json has `tie_word_embeddings` false; fetch the missing shard".into(),
-        });
-    }
-    let mut files = checkpoint.files;
-    let views = assembled.views;
-    let mut tensors = assembled.tensors;
+    let assembled = assemble::assemble(&checkpoint, &config, &family, &shape, limits)?;
     // The configuration is part of what the model computes, and so of its hash.
-    let weights = files.len();
-    files.push(open_source(config.path())?);
-    for tensor in &mut tensors {
-        if tensor.source >= weights {
-            tensor.source += 1;
-        }
+    let mut files = checkpoint.files;
+    files.push(
+        source::open(config.path()).map_err(|source| ModelFileError::Io {
+            file: config.path().display().to_string(),
+            source,
+        })?,
+    );
+    let Assembled { tensors, views } = assembled;
+    let file = ModelFile::from_parts(header.finish(), tensors, files, views, limits)?;
+    match model_spec(&file, limits) {
+        Ok(_) => Ok(file),
+        Err(error) => Err(explain::in_checkpoint_words(error, &config, &family)),
     }
-    ModelFile::from_parts(header.finish(), tensors, files, views, limits)
-}
-
-fn open_source(
-    path: &Path,
-) -> Result<std::sync::Arc<dyn crate::source::ByteSource>, ModelFileError> {
-    crate::source::open(path).map_err(|source| ModelFileError::Io {
-        file: path.display().to_string(),
-        source,
-    })
 }
 
 /// What to call the model: its directory, or in a download cache its repository

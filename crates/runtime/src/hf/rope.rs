@@ -41,6 +41,9 @@ pub(super) fn write(
     let rotated = rope
         .positive(config, &["partial_rotary_factor"])?
         .unwrap_or(1.0);
+    if rotated > 1.0 {
+        return Err(config.refuse("`partial_rotary_factor` is above one; fetch the file again"));
+    }
     let dimensions = (rotated * f64::from(head_size)) as u32;
     header.own_unsigned("rope.dimension_count", dimensions);
     let scaled = Scaled {
@@ -146,7 +149,9 @@ impl Scaled<'_> {
             None => self.config.unsigned(&KEY)?.unwrap_or(self.context),
         };
         match original {
-            0 => Err(self.config.wrong(&KEY, "a positive number")),
+            0 => Err(self
+                .config
+                .refuse(&format!("`{}` is zero; fetch the file again", KEY[0]))),
             original => Ok(original),
         }
     }
@@ -195,10 +200,9 @@ impl Scaled<'_> {
         let factor = self.number("factor")?.unwrap_or(8.0);
         let low = self.number("low_freq_factor")?.unwrap_or(1.0);
         let high = self.number("high_freq_factor")?.unwrap_or(4.0);
-        let original = match self.number("original_max_position_embeddings")? {
-            Some(original) => original,
-            None => 8192.0,
-        };
+        let original = self
+            .number("original_max_position_embeddings")?
+            .unwrap_or(8192.0);
         if high <= low {
             return Err(self.config.refuse(
                 "`high_freq_factor` is not above `low_freq_factor`; fetch the file again",

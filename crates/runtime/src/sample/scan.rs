@@ -95,7 +95,7 @@ mod tests {
     #[test]
     fn finds_the_largest_and_the_damage() {
         let mut scan = Scan::default();
-        for length in [0, 1, 63, 64, 65, 200] {
+        for length in [0_usize, 1, 63, 64, 65, 200] {
             let mut logits: Vec<f32> = (0..length).map(|i| ((i * 37) % 101) as f32).collect();
             scan.read(&logits);
             assert!(!scan.is_damaged);

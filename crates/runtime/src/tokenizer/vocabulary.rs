@@ -3,8 +3,6 @@
 use std::hash::{BuildHasher, Hasher};
 
 use foldhash::fast::RandomState;
-use hashbrown::HashTable;
-use hashbrown::hash_table::Entry;
 
 use super::TokenizerError;
 
@@ -73,22 +71,13 @@ impl Vocabulary {
         let tokens = texts.len();
         let mut pieces = Pieces::with_capacity(tokens, bytes);
         for text in texts {
-            let id = pieces.len() as u32;
-            let name;
-            let text = match text {
-                [] => {
-                    name = format!("[EMPTY_{id}]");
-                    name.as_bytes()
-                }
-                text => text,
-            };
-            let found = pieces.intern(text)?;
-            if found != id {
-                return Err(TokenizerError::Duplicate {
-                    first: found,
-                    second: id,
-                });
+            match text {
+                [] => pieces.push(format!("[EMPTY_{}]", pieces.len()).as_bytes())?,
+                text => pieces.push(text)?,
             }
+        }
+        if let Err((first, second)) = pieces.build_index() {
+            return Err(TokenizerError::Duplicate { first, second });
         }
         kinds.resize(tokens, Kind::NORMAL);
         Ok(Vocabulary { pieces, kinds })
@@ -145,7 +134,9 @@ pub(super) struct Pieces {
     arena: Vec<u8>,
     /// End of each text in the arena; shape [pieces].
     ends: Vec<u32>,
-    index: HashTable<u32>,
+    /// Hash table with linear probing, at most half full: the upper half of the text's hash above its number
+    /// plus one; zero when empty. So a look-up that fails seldom touches the arena. Length a power of two.
+    slots: Vec<u64>,
     hasher: RandomState,
     /// Bytes of the longest text.
     longest: usize,
@@ -156,7 +147,7 @@ impl Pieces {
         Pieces {
             arena: Vec::with_capacity(bytes),
             ends: Vec::with_capacity(pieces),
-            index: HashTable::with_capacity(pieces),
+            slots: Vec::new(),
             hasher: RandomState::default(),
             longest: 0,
         }
@@ -177,11 +168,7 @@ impl Pieces {
     }
 
     pub(super) fn find(&self, text: &[u8]) -> Option<u32> {
-        self.index
-            .find(hash_with(&self.hasher, text), |&id| {
-                self.text(id) == Some(text)
-            })
-            .copied()
+        self.probe(self.hash(text), text).ok()
     }
 
     /// The number of this text, which is added when it is new.
@@ -189,42 +176,83 @@ impl Pieces {
     /// # Errors
     /// When all texts together pass 4 GiB.
     pub(super) fn intern(&mut self, text: &[u8]) -> Result<u32, TokenizerError> {
-        let (arena, ends, hasher) = (&self.arena, &self.ends, &self.hasher);
-        let text_of = |id: u32| {
-            let index = id as usize;
-            let start = if index == 0 { 0 } else { ends[index - 1] };
-            &arena[start as usize..ends[index] as usize]
-        };
-        let entry = self.index.entry(
-            hash_with(hasher, text),
-            |&other| text_of(other) == text,
-            |&other| hash_with(hasher, text_of(other)),
-        );
-        let vacant = match entry {
-            Entry::Occupied(found) => return Ok(*found.get()),
-            Entry::Vacant(vacant) => vacant,
-        };
-        let id = self.ends.len() as u32;
-        let end = u32::try_from(self.arena.len() + text.len())
+        if let Some(id) = self.find(text) {
+            return Ok(id);
+        }
+        let id = self.len() as u32;
+        self.push(text)?;
+        if self.slots.len() < self.len() * 2 {
+            // All texts are distinct, so that this cannot fail.
+            let _ = self.build_index();
+        } else if let Err(slot) = self.probe(self.hash(text), text) {
+            self.slots[slot] = entry(self.hash(text), id);
+        }
+        Ok(id)
+    }
+
+    /// Adds a text without making it known to [`Pieces::find`].
+    fn push(&mut self, text: &[u8]) -> Result<(), TokenizerError> {
+        let bytes = self.arena.len() + text.len();
+        let end = u32::try_from(bytes)
             .ok()
-            .filter(|_| id < 1 << 31)
-            .ok_or(TokenizerError::TooLarge {
+            .filter(|_| self.ends.len() < 1 << 31)
+            .ok_or_else(|| TokenizerError::TooLarge {
                 what: "the vocabulary's text",
-                found: (self.arena.len() + text.len()) as u64,
+                found: bytes as u64,
                 limit: u64::from(u32::MAX),
             })?;
-        vacant.insert(id);
         self.arena.extend_from_slice(text);
         self.ends.push(end);
         self.longest = self.longest.max(text.len());
-        Ok(id)
+        Ok(())
+    }
+
+    /// Makes all texts known to [`Pieces::find`]; the error is two equal ones.
+    fn build_index(&mut self) -> Result<(), (u32, u32)> {
+        let pieces = self.len() as u32;
+        let text = |id: u32| self.text(id).unwrap_or_default();
+        // Hashes first: then the table's cache misses overlap, which halves the time.
+        let hashes: Vec<u64> = (0..pieces).map(|id| self.hash(text(id))).collect();
+        self.slots.clear();
+        self.slots.resize((self.len() * 2).next_power_of_two().max(16), 0);
+        for (id, hash) in (0..pieces).zip(hashes) {
+            let text = self.text(id).unwrap_or_default();
+            match self.probe(hash, text) {
+                Ok(found) => return Err((found, id)),
+                Err(slot) => self.slots[slot] = entry(hash, id),
+            }
+        }
+        Ok(())
+    }
+
+    /// The piece with this text, or the slot where it belongs.
+    fn probe(&self, hash: u64, text: &[u8]) -> Result<u32, usize> {
+        let Some(mask) = self.slots.len().checked_sub(1) else {
+            return Err(0);
+        };
+        let mut slot = hash as usize & mask;
+        loop {
+            let found = self.slots[slot];
+            if found == 0 {
+                return Err(slot);
+            }
+            let id = (found as u32).wrapping_sub(1);
+            if found >> 32 == hash >> 32 && self.text(id) == Some(text) {
+                return Ok(id);
+            }
+            slot = (slot + 1) & mask;
+        }
+    }
+
+    fn hash(&self, text: &[u8]) -> u64 {
+        let mut state = self.hasher.build_hasher();
+        state.write(text);
+        state.finish()
     }
 }
 
-fn hash_with(hasher: &RandomState, text: &[u8]) -> u64 {
-    let mut state = hasher.build_hasher();
-    state.write(text);
-    state.finish()
+fn entry(hash: u64, id: u32) -> u64 {
+    hash >> 32 << 32 | u64::from(id + 1)
 }
 
 #[cfg(test)]
@@ -241,6 +269,18 @@ mod tests {
         assert_eq!(vocabulary.token(b"b"), None);
         assert_eq!(vocabulary.text(2), Some(&b"ab"[..]));
         assert_eq!(vocabulary.text(3), None);
+    }
+
+    #[test]
+    fn interned_pieces_stay_as_the_table_grows() {
+        let mut pieces = Pieces::with_capacity(0, 0);
+        for _ in 0..2 {
+            for number in 0..1000u32 {
+                assert_eq!(pieces.intern(number.to_string().as_bytes()).unwrap(), number);
+            }
+        }
+        assert_eq!(pieces.len(), 1000);
+        assert_eq!(pieces.find(b"1000"), None);
     }
 
     #[test]

@@ -2,15 +2,18 @@
 
 mod checkpoint;
 mod hostile;
+mod logits;
 mod options;
 
 use checkpoint::{Checkpoint, Tensor, both, bytes_of, model_file, tiny};
 use half::{bf16, f16};
 use ondine_fixtures::{ARCHITECTURES, Tiny};
 use ondine_kernels::TensorType;
-use ondine_runtime::Limits;
 use ondine_runtime::gguf::{ModelFile, ModelFileError};
 use ondine_runtime::model::{Mixer, ModelSpec, RopeStyle, model_spec};
+use ondine_runtime::tokenizer::{EncodeOptions, Tokenizer};
+use ondine_runtime::{Limits, Model};
+use serde_json::{Map, Value, json};
 use tempfile::TempDir;
 
 /// Adding one to what was stored as the difference from one costs a rounding of numbers about one.
@@ -64,6 +67,73 @@ fn a_nested_text_model_is_the_same_model() {
             .set("tie_word_embeddings", true.into());
         assert_same(&tiny, &checkpoint, 1);
     }
+}
+
+/// A directory is a whole model: weights, vocabulary, template, and a hash that the configuration
+/// is part of.
+#[test]
+fn a_directory_opens_as_a_model() {
+    let tiny = tiny("llama", 1);
+    let expected = Tokenizer::from_gguf(&model_file(&tiny).metadata, &Limits::default());
+    let expected = expected.expect("a vocabulary");
+    let directory = TempDir::new().expect("a directory");
+    let mut checkpoint = Checkpoint::of(&tiny);
+    checkpoint.write(directory.path(), 2);
+    let tokenizer = tokenizer_json(&model_file(&tiny));
+    std::fs::write(directory.path().join("tokenizer.json"), tokenizer).expect("written");
+    let open = || Model::open(directory.path(), &Limits::default()).expect("a whole model");
+    let model = open();
+    let text = "the thing and then an other on the inner";
+    let options = EncodeOptions::default();
+    let ids = model.tokenizer().encode(text, options);
+    assert_eq!(ids, expected.encode(text, options));
+
+    let hash = model.hash().expect("a hash");
+    assert_eq!(open().hash().expect("a hash"), hash);
+    checkpoint.set("rope_theta", 10_000.0.into());
+    checkpoint.write(directory.path(), 2);
+    assert_ne!(open().hash().expect("a hash"), hash);
+}
+
+/// The vocabulary of a tiny model as a `tokenizer.json`.
+fn tokenizer_json(file: &ModelFile) -> String {
+    let texts = |key: &str| {
+        let array = file.metadata.array(key).expect("an array").expect("there");
+        let strings = array.strings().expect("strings");
+        strings
+            .map(|text| String::from_utf8(text.to_vec()).expect("UTF-8"))
+            .collect::<Vec<_>>()
+    };
+    let tokens = texts("tokenizer.ggml.tokens");
+    let ends = tokens.len() - 2;
+    let vocabulary: Map<String, Value> = tokens[..ends]
+        .iter()
+        .enumerate()
+        .map(|(id, text)| (text.clone(), id.into()))
+        .collect();
+    let added: Vec<Value> = tokens[ends..]
+        .iter()
+        .enumerate()
+        .map(|(id, text)| {
+            json!({
+                "id": ends + id, "content": text, "special": true, "single_word": false,
+                "lstrip": false, "rstrip": false, "normalized": false,
+            })
+        })
+        .collect();
+    let bytes = json!({
+        "type": "ByteLevel", "add_prefix_space": false, "trim_offsets": true, "use_regex": true,
+    });
+    json!({
+        "version": "1.0", "truncation": null, "padding": null, "normalizer": null,
+        "added_tokens": added, "pre_tokenizer": bytes, "decoder": bytes, "post_processor": null,
+        "model": {
+            "type": "BPE", "dropout": null, "unk_token": null, "continuing_subword_prefix": null,
+            "end_of_word_suffix": null, "fuse_unk": false, "byte_fallback": false,
+            "vocab": vocabulary, "merges": texts("tokenizer.ggml.merges"),
+        },
+    })
+    .to_string()
 }
 
 fn vision_tensor() -> Tensor {

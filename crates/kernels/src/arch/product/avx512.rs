@@ -11,9 +11,6 @@ use crate::{Isa, TensorType};
 #[derive(Clone, Copy)]
 pub(super) struct Avx512(());
 
-/// How far ahead of its use a line is fetched when few tokens share it, bytes.
-const PREFETCH: usize = 4096;
-
 impl Avx512 {
     /// The proof, if this machine has the instruction set.
     #[inline]
@@ -79,17 +76,18 @@ unsafe fn tile<const TY: u32, const T: usize>(
             if let Codes::Ternary = spec.codes {
                 unpack_digits(span.add(spec.scale_header()), &mut digits);
             }
+            // The scales lie before the codes but are used between them. Touching them in order first keeps the
+            // stream straight, which the hardware's prefetching needs: without this some formats read at a third of
+            // the speed. Fetching codes ahead by instructions made reading slower.
+            for line in (0..spec.codes_at(count)).step_by(64) {
+                _mm_prefetch::<_MM_HINT_T0>(span.add(line).cast());
+            }
             let codes = span.add(spec.codes_at(count));
             for index in 0..count {
                 let vectors = match spec.codes {
                     Codes::Ternary => digits.0.as_ptr().add(index * 8 * VECTOR),
                     _ => codes.add(index * spec.code_bytes()),
                 };
-                if T <= 4 {
-                    for line in (0..spec.code_bytes()).step_by(64) {
-                        _mm_prefetch::<_MM_HINT_T0>(vectors.wrapping_add(PREFETCH + line).cast());
-                    }
-                }
                 let weights = unpack(&spec, vectors);
                 let scales = block_scales(&spec, span, &header, index);
                 block(&spec, &weights, &scales, input, &mut acc);

@@ -372,6 +372,7 @@ impl<'a> Loader<'a> {
                 file: source.name().to_owned(),
                 source: error,
             })?;
+        source.release(range);
         Ok(read(&copy))
     }
 }

@@ -170,6 +170,12 @@ const KNOWN: [(&str, usize, bool); 3] = [
 ];
 const GPT2: &str = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+";
 
+/// Sources that [`matcher`] recognises.
+#[cfg(test)]
+pub(super) fn known_sources() -> impl Iterator<Item = &'static str> {
+    KNOWN.iter().map(|known| known.0).chain([GPT2])
+}
+
 fn matcher(pattern: &Value) -> Result<Matcher, TokenizerError> {
     if let Some(text) = pattern["String"].as_str() {
         return Ok(Matcher::Text(text.chars().map(u32::from).collect()));
