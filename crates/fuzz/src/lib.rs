@@ -5,6 +5,7 @@
 //! feedback on any stable compiler; and this crate's test, which replays the corpus.
 #![deny(unsafe_code)]
 
+mod directory;
 pub mod mutate;
 mod targets;
 
