@@ -224,8 +224,8 @@ impl Generation<'_> {
     }
 
     /// Whether the text is whole: the model ended it by itself or, under a constraint, it conforms.
-    pub fn is_complete(&self) -> bool {
-        match (&self.ended, &self.options.constraint) {
+    pub fn is_complete(&mut self) -> bool {
+        match (&self.ended, &mut self.options.constraint) {
             (Some(StopReason::EndOfTurn | StopReason::Complete | StopReason::StopText), None) => true,
             (Some(_), Some(constraint)) => constraint.is_complete(),
             _ => false,

@@ -28,7 +28,7 @@ pub enum ModelFileError {
         source: std::io::Error,
     },
     /// The file ends before what it declares.
-    #[error("{file}: ends inside {what}; the download may be incomplete, fetch the file again")]
+    #[error("{file}: ends inside {}; the download may be incomplete, fetch the file again", one_line(what))]
     Truncated {
         /// File that is too short.
         file: String,
@@ -36,7 +36,7 @@ pub enum ModelFileError {
         what: String,
     },
     /// Something declared by the file cannot be true or is beyond [`crate::Limits`].
-    #[error("{file}: {what}")]
+    #[error("{file}: {}", one_line(what))]
     Invalid {
         /// File at fault.
         file: String,
@@ -44,7 +44,7 @@ pub enum ModelFileError {
         what: String,
     },
     /// A metadata entry that the model needs is missing or has the wrong type.
-    #[error("metadata `{key}`: {what}")]
+    #[error("metadata `{}`: {}", one_line(key), one_line(what))]
     Metadata {
         /// Key of the entry.
         key: String,
@@ -52,11 +52,29 @@ pub enum ModelFileError {
         what: String,
     },
     /// A tensor is missing or has the wrong shape or type.
-    #[error("tensor `{tensor}`: {what}")]
+    #[error("tensor `{}`: {}", one_line(tensor), one_line(what))]
     Tensor {
         /// Name of the tensor.
         tensor: String,
         /// What is wrong with it.
         what: String,
     },
+}
+
+/// Text that may hold names from a file, fit for one line of an error.
+pub(crate) fn one_line(text: &str) -> String {
+    const MOST: usize = 200;
+    let mut line: String = text
+        .chars()
+        .take(MOST)
+        .flat_map(|c| {
+            let escape = c.is_control().then(|| c.escape_default());
+            let plain = (!c.is_control()).then_some(c);
+            escape.into_iter().flatten().chain(plain)
+        })
+        .collect();
+    if text.chars().nth(MOST).is_some() {
+        line.push('…');
+    }
+    line
 }
