@@ -150,6 +150,9 @@ fn hostile_templates_end() {
         "{% set ns = namespace(x=[1]) %}{% for i in range(60) %}{% set ns.x = [ns.x, ns.x] %}{% endfor %}{{ ns.x | tojson }}",
         "{% set ns = namespace(x=[1]) %}{% for i in range(60) %}{% set ns.x = [ns.x, ns.x] %}{% endfor %}{{ ns.x }}",
         "{% set ns = namespace(x=[1]) %}{% for i in range(60) %}{% set ns.x = ns.x + ns.x %}{% endfor %}{{ ns.x }}",
+        "{% set ns = namespace(x=[1]) %}{% for i in range(60) %}{% set ns.x = [ns.x, ns.x] %}{% endfor %}{{ ns.x | string }}",
+        "{% set ns = namespace(x={}) %}{% for i in range(60) %}{% set ns.x = {'a': ns.x, 'b': ns.x} %}{% endfor %}{{ ns.x }}",
+        "{% set ns = namespace(x=[1]) %}{% for i in range(100000) %}{% set ns.x = [ns.x] %}{% endfor %}{{ ns.x }}",
         "{{ 'x' * 1000000000000 }}",
         "{{ ([0] * 1000000000) | tojson }}",
         "{{ ('x' * 1000000).replace('x', 'y' * 1000000) }}",
@@ -175,7 +178,6 @@ fn hostile_templates_end() {
         assert!(!error.contains('\n') && error.len() < 600, "{error}");
         // Only a hang fails here: loaded machines are slow.
         assert!(started.elapsed() < Duration::from_secs(60), "{short}");
-        eprintln!("{:?} {short}: {error}", started.elapsed());
     }
 }
 

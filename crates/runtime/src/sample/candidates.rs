@@ -153,7 +153,12 @@ impl Candidates {
                 low += half;
             }
         }
-        self.keep_count((low + 1).max(least));
+        if low + 1 < least {
+            return self.keep_count(least);
+        }
+        if let Some(&(last, _)) = self.keys.get(low) {
+            self.all.retain(|candidate| candidate.key >= last);
+        }
     }
 
     /// Keeps the candidates that have `share` of the likeliest one's weight, but at least `least`.
