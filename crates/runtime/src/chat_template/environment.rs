@@ -129,7 +129,7 @@ fn from_json(text: &str) -> Result<Value, Error> {
 
 fn string(state: &State, value: &Value) -> Result<Value, Error> {
     charge_text(state, value)?;
-    Ok(minijinja::filters::string(value))
+    minijinja::filters::string(state, value)
 }
 
 /// Pays for turning a list or map into text before the engine does, which counts only what came out: a list of lists
@@ -228,11 +228,19 @@ fn python_method(
         }
         ("index", Some(text), Some(part)) => match text.find(part) {
             Some(place) => text[..place].chars().count().into(),
-            None => return Err(Error::new(ErrorKind::InvalidOperation, "substring not found")),
+            None => {
+                return Err(Error::new(
+                    ErrorKind::InvalidOperation,
+                    "substring not found",
+                ));
+            }
         },
         ("rsplit", Some(text), Some(separator)) if !separator.is_empty() => {
             let most = arguments.get(1).and_then(Value::as_usize);
-            let parts = text.rsplitn(most.map_or(usize::MAX, |most| most.saturating_add(1)), separator);
+            let parts = text.rsplitn(
+                most.map_or(usize::MAX, |most| most.saturating_add(1)),
+                separator,
+            );
             let parts: Vec<&str> = parts.collect();
             parts.into_iter().rev().map(Value::from).collect()
         }
@@ -241,7 +249,10 @@ fn python_method(
                 Some((before, after)) => (before, separator, after),
                 None => (text, "", ""),
             };
-            [before, found, after].into_iter().map(Value::from).collect()
+            [before, found, after]
+                .into_iter()
+                .map(Value::from)
+                .collect()
         }
         ("swapcase", Some(text), None) => {
             let swap = |character: char| match character.is_uppercase() {

@@ -51,7 +51,9 @@ pub enum TemplateError {
         what: String,
     },
     /// The template does not come to an end, or makes too much text.
-    #[error("the model's chat template needs too much work or memory; shorten the conversation, or give the prompt without a template")]
+    #[error(
+        "the model's chat template needs too much work or memory; shorten the conversation, or give the prompt without a template"
+    )]
     TooExpensive,
 }
 
@@ -108,7 +110,9 @@ impl ChatTemplate {
         match self.render_once(request) {
             Err(error @ TemplateError::Failed { .. }) => {
                 let other = request.with_arguments_as_text();
-                other.and_then(|other| self.render_once(&other).ok()).ok_or(error)
+                other
+                    .and_then(|other| self.render_once(&other).ok())
+                    .ok_or(error)
             }
             result => result,
         }
@@ -163,16 +167,17 @@ impl ChatTemplate {
         request.add_variables(&mut context);
         let context = Value::from_pairs(context);
         let render = || self.environment.get_template(NAME)?.render(context);
-        let result = std::thread::scope(|scope| {
+        std::thread::scope(|scope| {
             let builder = std::thread::Builder::new().stack_size(STACK);
             let thread = builder.spawn_scoped(scope, || render().map_err(|error| failure(&error)));
             let lost = |what: &str| TemplateError::Failed {
                 what: what.to_owned(),
             };
             let thread = thread.map_err(|_| lost("there is no thread to render it"))?;
-            thread.join().map_err(|_| lost("the engine gave up on it"))?
-        });
-        result
+            thread
+                .join()
+                .map_err(|_| lost("the engine gave up on it"))?
+        })
     }
 }
 
