@@ -24,6 +24,10 @@ const NAME: &str = "chat";
 /// Bytes of a template's source at most.
 const MAX_SOURCE: usize = 1 << 20;
 
+/// Bytes of stack for a rendering, whatever thread asks: a list can be as deep as the budget of work allows, and is
+/// dropped level by level.
+const STACK: usize = 64 << 20;
+
 /// Why a conversation cannot be rendered.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
@@ -47,7 +51,9 @@ pub enum TemplateError {
         what: String,
     },
     /// The template does not come to an end, or makes too much text.
-    #[error("the model's chat template needs too much work or memory; shorten the conversation, or give the prompt without a template")]
+    #[error(
+        "the model's chat template needs too much work or memory; shorten the conversation, or give the prompt without a template"
+    )]
     TooExpensive,
 }
 
@@ -104,7 +110,9 @@ impl ChatTemplate {
         match self.render_once(request) {
             Err(error @ TemplateError::Failed { .. }) => {
                 let other = request.with_arguments_as_text();
-                other.and_then(|other| self.render_once(&other).ok()).ok_or(error)
+                other
+                    .and_then(|other| self.render_once(&other).ok())
+                    .ok_or(error)
             }
             result => result,
         }
@@ -157,11 +165,19 @@ impl ChatTemplate {
         let clock = move |format: &str| now.format(format);
         context.push(("strftime_now", Value::from_function(clock)));
         request.add_variables(&mut context);
-        let template = self.environment.get_template(NAME);
-        let template = template.map_err(|error| failure(&error))?;
-        template
-            .render(Value::from_pairs(context))
-            .map_err(|error| failure(&error))
+        let context = Value::from_pairs(context);
+        let render = || self.environment.get_template(NAME)?.render(context);
+        std::thread::scope(|scope| {
+            let builder = std::thread::Builder::new().stack_size(STACK);
+            let thread = builder.spawn_scoped(scope, || render().map_err(|error| failure(&error)));
+            let lost = |what: &str| TemplateError::Failed {
+                what: what.to_owned(),
+            };
+            let thread = thread.map_err(|_| lost("there is no thread to render it"))?;
+            thread
+                .join()
+                .map_err(|_| lost("the engine gave up on it"))?
+        })
     }
 }
 
