@@ -4,7 +4,7 @@ use std::arch::x86_64::*;
 
 use super::{Group, Sums};
 use crate::activations::WORDS;
-use crate::packed::layout::{Codes, SPAN, Scales, Spec, VECTOR, spec};
+use crate::packed::layout::{Codes, SPAN, Scales, VECTOR, spec};
 use crate::{Isa, TensorType};
 
 /// Proof that AVX-512 F, BW, VL and VNNI are there.
@@ -72,7 +72,7 @@ unsafe fn tile<const TY: u32, const T: usize>(
         left -= count;
         // SAFETY: the span lies in the group.
         unsafe {
-            let header = span_scales(&spec, span);
+            let header = span_scales::<TY>(span);
             if let Codes::Ternary = spec.codes {
                 unpack_digits(span.add(spec.scale_header()), &mut digits);
             }
@@ -88,8 +88,8 @@ unsafe fn tile<const TY: u32, const T: usize>(
                     Codes::Ternary => digits.0.as_ptr().add(index * 8 * VECTOR),
                     _ => codes.add(index * spec.code_bytes()),
                 };
-                let weights = unpack(&spec, vectors);
-                let scales = block_scales(&spec, span, &header, index);
+                let weights = unpack::<TY>(vectors);
+                let scales = block_scales::<TY>(span, &header, index);
                 block::<TY, T>(&weights, &scales, input, &mut acc);
                 input = input.add(WORDS * T);
             }
@@ -287,8 +287,10 @@ unsafe fn dot_4x4(
 }
 
 /// The codes of a block: vector `j` has the columns `4 j` to `4 j + 3` of each row.
-#[inline(always)]
-unsafe fn unpack(spec: &Spec, vectors: *const u8) -> [__m512i; 8] {
+#[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512vnni")]
+#[inline]
+unsafe fn unpack<const TY: u32>(vectors: *const u8) -> [__m512i; 8] {
+    let spec = const { spec(TensorType::of(TY)) };
     // SAFETY: the caller has the features and a block's vectors.
     unsafe {
         let load = |vector: usize| _mm512_loadu_si512(vectors.add(VECTOR * vector).cast());
@@ -384,8 +386,10 @@ unsafe fn unpack(spec: &Spec, vectors: *const u8) -> [__m512i; 8] {
 }
 
 /// Scale and minimum of a span, where it has them.
-#[inline(always)]
-unsafe fn span_scales(spec: &Spec, span: *const u8) -> [__m512; 2] {
+#[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512vnni")]
+#[inline]
+unsafe fn span_scales<const TY: u32>(span: *const u8) -> [__m512; 2] {
+    let spec = const { spec(TensorType::of(TY)) };
     // SAFETY: the caller has the features and a span.
     unsafe {
         let zero = _mm512_setzero_ps();
@@ -400,13 +404,14 @@ unsafe fn span_scales(spec: &Spec, span: *const u8) -> [__m512; 2] {
 }
 
 /// Scales and minima of block `index` of a span.
-#[inline(always)]
-unsafe fn block_scales(
-    spec: &Spec,
+#[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512vnni")]
+#[inline]
+unsafe fn block_scales<const TY: u32>(
     span: *const u8,
     header: &[__m512; 2],
     index: usize,
 ) -> BlockScales {
+    let spec = const { spec(TensorType::of(TY)) };
     // SAFETY: the caller has the features and a span with such a block.
     unsafe {
         let zero = _mm512_setzero_ps();
@@ -476,7 +481,8 @@ unsafe fn block_scales(
 }
 
 /// 16 half-precision numbers.
-#[inline(always)]
+#[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512vnni")]
+#[inline]
 unsafe fn halves(at: *const u8) -> __m512 {
     // SAFETY: the caller has the features and 32 bytes.
     unsafe { _mm512_cvtph_ps(_mm256_loadu_si256(at.cast())) }
@@ -486,7 +492,8 @@ unsafe fn halves(at: *const u8) -> __m512 {
 #[repr(align(64))]
 struct Digits([u8; 64 * VECTOR]);
 
-#[inline(always)]
+#[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512vnni")]
+#[inline]
 unsafe fn unpack_digits(packed: *const u8, digits: &mut Digits) {
     let out = digits.0.as_mut_ptr();
     // SAFETY: the caller has the features and 13 vectors; `out` has 64.
