@@ -158,16 +158,18 @@ impl<T: bytemuck::Pod> PageWork<'_, T> {
             self.scores::<W, S, R, 1>(w, &mut scores);
         }
         // The slots that any of the rows sees.
-        let mut slots = PAGE_TOKENS..0;
+        let (mut first_slot, mut end_slot) = (PAGE_TOKENS, 0);
         let mut decay = [0.0; R];
         for row in 0..R {
             let visible = self.item.visible(self.first + row);
             let seen = visible.start.saturating_sub(start).min(PAGE_TOKENS)
                 ..visible.end.saturating_sub(start).min(PAGE_TOKENS);
-            slots = slots.start.min(seen.start)..slots.end.max(seen.end);
+            first_slot = first_slot.min(seen.start);
+            end_slot = end_slot.max(seen.end);
             self.adjust(w, self.first + row, seen, &mut scores[row]);
             decay[row] = weigh(w, &mut states[row], &mut scores[row]);
         }
+        let slots = first_slot..end_slot;
         if W::SIDE > 1 {
             self.values::<W, S, R, 4>(w, &scores, &decay, slots, record);
         } else {
@@ -192,8 +194,8 @@ impl<T: bytemuck::Pod> PageWork<'_, T> {
                 let end = (start + block).min(dims);
                 let mut scales = [w.splat(1.0); V];
                 if S::SCALED {
-                    for v in 0..V {
-                        scales[v] = key_scale::<S, W>(w, &self.view, start, vector + v);
+                    for (v, scale) in scales.iter_mut().enumerate() {
+                        *scale = key_scale::<S, W>(w, &self.view, start, vector + v);
                     }
                 }
                 for d in start..end {
