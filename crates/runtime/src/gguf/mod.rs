@@ -28,7 +28,10 @@ pub enum ModelFileError {
         source: std::io::Error,
     },
     /// The file ends before what it declares.
-    #[error("{file}: ends inside {}; the download may be incomplete, fetch the file again", one_line(what))]
+    #[error(
+        "{file}: ends inside {}; the download may be incomplete, fetch the file again",
+        one_line(what)
+    )]
     Truncated {
         /// File that is too short.
         file: String,

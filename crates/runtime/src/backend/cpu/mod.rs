@@ -218,9 +218,9 @@ impl Decoder for CpuDecoder {
         for (index, run) in batch.iter().enumerate() {
             let mut start = 0;
             while start < run.tokens.len() {
-                let repeated = chunk
-                    .iter()
-                    .any(|(other, _): &(usize, Range<usize>)| batch[*other].sequence == run.sequence);
+                let repeated = chunk.iter().any(|(other, _): &(usize, Range<usize>)| {
+                    batch[*other].sequence == run.sequence
+                });
                 if rows == self.chunk || repeated {
                     self.forward_chunk(batch, &chunk, scores);
                     chunk.clear();
@@ -273,11 +273,7 @@ impl Decoder for CpuDecoder {
         Ok(state.save(out)?)
     }
 
-    fn restore(
-        &mut self,
-        length: usize,
-        input: &mut dyn Read,
-    ) -> Result<SequenceId, BackendError> {
+    fn restore(&mut self, length: usize, input: &mut dyn Read) -> Result<SequenceId, BackendError> {
         if length > self.context {
             return Err(BackendError::ContextFull {
                 wanted: length,
