@@ -137,6 +137,11 @@ fn string(state: &State, value: &Value) -> Result<Value, Error> {
 fn charge_text(state: &State, value: &Value) -> Result<(), Error> {
     const LEVELS: usize = 100;
     fn walk(state: &State, value: &Value, levels: usize) -> Result<(), Error> {
+        if value.as_object().is_none() {
+            return Ok(());
+        }
+        // Joined lists are not copied, so that their length alone says how large their text is.
+        state.consume_fuel(value.len().unwrap_or(0) as u64)?;
         if !matches!(value.kind(), ValueKind::Seq | ValueKind::Map) {
             return Ok(());
         }
@@ -261,7 +266,17 @@ fn python_method(
             };
             text.chars().map(swap).collect::<String>().into()
         }
+        ("format", Some(text), _) if has_large_number(text) => {
+            let what = "format with a width of more than four digits";
+            return Err(Error::new(ErrorKind::InvalidOperation, what));
+        }
         _ => return pycompat::unknown_method_callback(state, value, method, arguments),
     };
     Ok(done)
+}
+
+/// Whether `text` has more than four digits in a row.
+fn has_large_number(text: &str) -> bool {
+    let mut runs = text.as_bytes().split(|byte| !byte.is_ascii_digit());
+    runs.any(|run| run.len() > 4)
 }

@@ -253,7 +253,7 @@ fn hostile_templates_end() {
         "{{ 10 ** 1000000000 }}",
         "{{ [1] | tojson(indent=1000000000) }}{% for i in range(100000) %}{{ range(100000) | list | length }}{% endfor %}",
         "{{ range(100000) | map('string') | join('x' * 100000) | length }}",
-        "{{ strftime_now('%c' * 10000000) | length }}",
+        "{{ strftime_now('%c' * 100000000) | length }}",
         &deep,
         &nested,
     ] {
