@@ -34,8 +34,8 @@ pub(super) fn environment() -> Result<Environment<'static>, Error> {
     environment.add_filter("from_json", from_json);
     environment.add_filter("string", string);
     environment.set_formatter(|output, state, value| {
-        charge_text(state, value)?;
-        escape_formatter(output, state, value)
+        let value = charge_text(state, value)?;
+        escape_formatter(output, state, &value)
     });
     environment.add_test("sequence", is_sequence);
     environment.add_test("iterable", is_iterable);
@@ -128,13 +128,12 @@ fn from_json(text: &str) -> Result<Value, Error> {
 }
 
 fn string(state: &State, value: &Value) -> Result<Value, Error> {
-    charge_text(state, value)?;
-    minijinja::filters::string(state, value)
+    minijinja::filters::string(state, &charge_text(state, value)?)
 }
 
 /// Pays for turning a list or map into text before the engine does, which counts only what came out: a list of lists
 /// can name the same part so often that nothing ever comes out.
-fn charge_text(state: &State, value: &Value) -> Result<(), Error> {
+fn charge_text(state: &State, value: &Value) -> Result<Value, Error> {
     const LEVELS: usize = 100;
     fn walk(state: &State, value: &Value, levels: usize) -> Result<(), Error> {
         if value.as_object().is_none() {
@@ -159,7 +158,19 @@ fn charge_text(state: &State, value: &Value) -> Result<(), Error> {
         }
         Ok(())
     }
-    walk(state, value, LEVELS)
+    // Joined lists and other iterables are made as they are read: copy them while paying.
+    if value.kind() == ValueKind::Iterable {
+        let mut items = Vec::new();
+        for item in value.try_iter()?.checked() {
+            state.consume_fuel(1)?;
+            items.push(item?);
+        }
+        let copy = Value::from(items);
+        walk(state, &copy, LEVELS)?;
+        return Ok(copy);
+    }
+    walk(state, value, LEVELS)?;
+    Ok(value.clone())
 }
 
 /// Unlike the engine's, takes `boolean` by name.
