@@ -34,8 +34,8 @@ pub(super) fn environment() -> Result<Environment<'static>, Error> {
     environment.add_filter("from_json", from_json);
     environment.add_filter("string", string);
     environment.set_formatter(|output, state, value| {
-        charge_text(state, value)?;
-        escape_formatter(output, state, value)
+        let value = charge_text(state, value)?;
+        escape_formatter(output, state, &value)
     });
     environment.add_test("sequence", is_sequence);
     environment.add_test("iterable", is_iterable);
@@ -128,15 +128,19 @@ fn from_json(text: &str) -> Result<Value, Error> {
 }
 
 fn string(state: &State, value: &Value) -> Result<Value, Error> {
-    charge_text(state, value)?;
-    minijinja::filters::string(state, value)
+    minijinja::filters::string(state, &charge_text(state, value)?)
 }
 
 /// Pays for turning a list or map into text before the engine does, which counts only what came out: a list of lists
 /// can name the same part so often that nothing ever comes out.
-fn charge_text(state: &State, value: &Value) -> Result<(), Error> {
+fn charge_text(state: &State, value: &Value) -> Result<Value, Error> {
     const LEVELS: usize = 100;
     fn walk(state: &State, value: &Value, levels: usize) -> Result<(), Error> {
+        if value.as_object().is_none() {
+            return Ok(());
+        }
+        // Joined lists are not copied, so that their length alone says how large their text is.
+        state.consume_fuel(value.len().unwrap_or(0) as u64)?;
         if !matches!(value.kind(), ValueKind::Seq | ValueKind::Map) {
             return Ok(());
         }
@@ -154,7 +158,19 @@ fn charge_text(state: &State, value: &Value) -> Result<(), Error> {
         }
         Ok(())
     }
-    walk(state, value, LEVELS)
+    // Joined lists and other iterables are made as they are read: copy them while paying.
+    if value.kind() == ValueKind::Iterable {
+        let mut items = Vec::new();
+        for item in value.try_iter()?.checked() {
+            state.consume_fuel(1)?;
+            items.push(item?);
+        }
+        let copy = Value::from(items);
+        walk(state, &copy, LEVELS)?;
+        return Ok(copy);
+    }
+    walk(state, value, LEVELS)?;
+    Ok(value.clone())
 }
 
 /// Unlike the engine's, takes `boolean` by name.
@@ -261,7 +277,17 @@ fn python_method(
             };
             text.chars().map(swap).collect::<String>().into()
         }
+        ("format", Some(text), _) if has_large_number(text) => {
+            let what = "format with a width of more than four digits";
+            return Err(Error::new(ErrorKind::InvalidOperation, what));
+        }
         _ => return pycompat::unknown_method_callback(state, value, method, arguments),
     };
     Ok(done)
+}
+
+/// Whether `text` has more than four digits in a row.
+fn has_large_number(text: &str) -> bool {
+    let mut runs = text.as_bytes().split(|byte| !byte.is_ascii_digit());
+    runs.any(|run| run.len() > 4)
 }

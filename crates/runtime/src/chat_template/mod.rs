@@ -162,7 +162,14 @@ impl ChatTemplate {
             ("eos_token", Value::from(self.tokens.eos.as_str())),
         ];
         let now = request.now.unwrap_or_else(DateTime::now);
-        let clock = move |format: &str| now.format(format);
+        let clock = move |format: &str| {
+            // Beyond any date; a longer one is made to exhaust memory.
+            let end = format
+                .char_indices()
+                .nth(256)
+                .map_or(format.len(), |(end, _)| end);
+            now.format(&format[..end])
+        };
         context.push(("strftime_now", Value::from_function(clock)));
         request.add_variables(&mut context);
         let context = Value::from_pairs(context);
