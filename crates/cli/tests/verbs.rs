@@ -243,7 +243,7 @@ fn constraints_hold() {
             "--seed",
             seed,
             "-n",
-            "200",
+            "800",
             "--json-schema",
             &schema,
         ])

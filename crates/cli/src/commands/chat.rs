@@ -36,6 +36,7 @@ pub struct Args {
 /// `Failed` when the model cannot be used.
 pub fn run(args: &Args, output: &mut Output) -> Result<(), CliError> {
     let failed = |error: &dyn std::fmt::Display| CliError::Failed(error.to_string());
+    args.generate.sampling()?;
     let model = args.model.open(output)?;
     let template = model.chat_template().map_err(|error| failed(&error))?;
     if template.is_fallback() {

@@ -80,6 +80,22 @@ enum OverflowArg {
 impl GenerateArgs {
     /// The options as the library takes them.
     pub fn options(&self, model: &Model) -> Result<GenerateOptions, CliError> {
+        Ok(GenerateOptions {
+            max_tokens: self.max_tokens.map(|tokens| tokens as usize),
+            sampling: self.sampling()?,
+            stop: self.stop.clone(),
+            overflow: match self.context_overflow {
+                OverflowArg::Error => ContextOverflow::Error,
+                OverflowArg::Shift => ContextOverflow::Shift,
+            },
+            constraint: self.constraint(model)?,
+            ignore_end: self.ignore_eos,
+            cancel: None,
+        })
+    }
+
+    /// How tokens are chosen; may be asked for before there is a model, to refuse nonsense early.
+    pub fn sampling(&self) -> Result<SamplingOptions, CliError> {
         let sampling = SamplingOptions {
             temperature: self.temp,
             top_k: self.top_k,
@@ -97,18 +113,7 @@ impl GenerateArgs {
         sampling
             .validate()
             .map_err(|error| CliError::Usage(error.to_string()))?;
-        Ok(GenerateOptions {
-            max_tokens: self.max_tokens.map(|tokens| tokens as usize),
-            sampling,
-            stop: self.stop.clone(),
-            overflow: match self.context_overflow {
-                OverflowArg::Error => ContextOverflow::Error,
-                OverflowArg::Shift => ContextOverflow::Shift,
-            },
-            constraint: self.constraint(model)?,
-            ignore_end: self.ignore_eos,
-            cancel: None,
-        })
+        Ok(sampling)
     }
 
     fn constraint(&self, model: &Model) -> Result<Option<Constraint>, CliError> {

@@ -49,6 +49,7 @@ pub struct Args {
 /// # Errors
 /// `Failed` when the model, the prompt or the constraint cannot be used.
 pub fn run(args: &Args, output: &mut Output) -> Result<(), CliError> {
+    args.generate.sampling()?;
     let prompt = prompt(args)?;
     let model = args.model.open(output)?;
     let tokenizer = model.tokenizer().clone();

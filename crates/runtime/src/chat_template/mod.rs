@@ -10,6 +10,10 @@ mod fallback;
 mod message;
 mod python_json;
 
+use std::sync::Arc;
+use std::sync::mpsc::{self, RecvTimeoutError};
+use std::time::Duration;
+
 use minijinja::{Environment, ErrorKind, Value};
 
 pub use clock::DateTime;
@@ -27,6 +31,10 @@ const MAX_SOURCE: usize = 1 << 20;
 /// Bytes of stack for a rendering, whatever thread asks: a list can be as deep as the budget of work allows, and is
 /// dropped level by level.
 const STACK: usize = 64 << 20;
+
+/// A rendering that takes longer is given up; real ones take a hundredth of it. The engine counts instructions, but
+/// one instruction on a list that contains itself many times over can take for ever: its thread is then abandoned.
+const DEADLINE: Duration = Duration::from_millis(800);
 
 /// Why a conversation cannot be rendered.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -77,7 +85,7 @@ impl SpecialTokens {
 /// A template that is ready to render.
 #[derive(Debug)]
 pub struct ChatTemplate {
-    environment: Environment<'static>,
+    environment: Arc<Environment<'static>>,
     tokens: SpecialTokens,
     fallback: Option<Family>,
 }
@@ -150,7 +158,7 @@ impl ChatTemplate {
             .add_template_owned(NAME, environment::without_generation_blocks(&source))
             .map_err(|error| syntax(&error))?;
         Ok(ChatTemplate {
-            environment,
+            environment: Arc::new(environment),
             tokens,
             fallback,
         })
@@ -173,18 +181,27 @@ impl ChatTemplate {
         context.push(("strftime_now", Value::from_function(clock)));
         request.add_variables(&mut context);
         let context = Value::from_pairs(context);
-        let render = || self.environment.get_template(NAME)?.render(context);
-        std::thread::scope(|scope| {
-            let builder = std::thread::Builder::new().stack_size(STACK);
-            let thread = builder.spawn_scoped(scope, || render().map_err(|error| failure(&error)));
-            let lost = |what: &str| TemplateError::Failed {
-                what: what.to_owned(),
-            };
-            let thread = thread.map_err(|_| lost("there is no thread to render it"))?;
-            thread
-                .join()
-                .map_err(|_| lost("the engine gave up on it"))?
-        })
+        let environment = Arc::clone(&self.environment);
+        let (sender, receiver) = mpsc::channel();
+        let render = move || {
+            let template = environment.get_template(NAME);
+            let text = template.and_then(|template| template.render(context));
+            // Nobody listens any more when the deadline has passed.
+            let _ = sender.send(text.map_err(|error| failure(&error)));
+        };
+        let failed = |what: &str| TemplateError::Failed {
+            what: what.to_owned(),
+        };
+        std::thread::Builder::new()
+            .name("chat-template".into())
+            .stack_size(STACK)
+            .spawn(render)
+            .map_err(|_| failed("there is no thread to render it"))?;
+        match receiver.recv_timeout(DEADLINE) {
+            Ok(text) => text,
+            Err(RecvTimeoutError::Timeout) => Err(TemplateError::TooExpensive),
+            Err(RecvTimeoutError::Disconnected) => Err(failed("the engine gave up on it")),
+        }
     }
 }
 
