@@ -121,23 +121,24 @@ impl GenerateArgs {
             std::fs::read_to_string(path)
                 .map_err(|error| CliError::Failed(format!("{}: {error}", path.display())))
         };
-        let failed = |error: ondine_runtime::constraint::ConstraintError| {
-            CliError::Failed(error.to_string())
-        };
-        if self.json_schema.is_none() && self.regex.is_none() && self.grammar.is_none() {
-            return Ok(None);
-        }
-        let factory = model.constraints().map_err(failed)?;
-        let spec = if let Some(path) = &self.json_schema {
-            ConstraintSpec::JsonSchema(read(path)?)
+        let (spec, name) = if let Some(path) = &self.json_schema {
+            (
+                ConstraintSpec::JsonSchema(read(path)?),
+                path.display().to_string(),
+            )
         } else if let Some(regex) = &self.regex {
-            ConstraintSpec::Regex(regex.clone())
+            (ConstraintSpec::Regex(regex.clone()), "--regex".to_owned())
         } else if let Some(path) = &self.grammar {
-            ConstraintSpec::Lark(read(path)?)
+            (
+                ConstraintSpec::Lark(read(path)?),
+                path.display().to_string(),
+            )
         } else {
             return Ok(None);
         };
-        factory.build(&spec).map(Some).map_err(failed)
+        let constraint = model.constraints().and_then(|factory| factory.build(&spec));
+        let failed = |error| CliError::Failed(format!("{name}: {error}"));
+        constraint.map(Some).map_err(failed)
     }
 }
 

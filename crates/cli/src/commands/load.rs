@@ -32,9 +32,9 @@ pub struct LoadArgs {
     /// Threads; one per core unless given
     #[arg(short, long, value_parser = clap::value_parser!(u16).range(1..=1024))]
     pub threads: Option<u16>,
-    /// Element type of the keys and values kept
-    #[arg(long, value_name = "TYPE", value_enum, default_value_t = KvTypeArg::F16)]
-    pub kv_type: KvTypeArg,
+    /// Element type of the keys and values kept: f16 unless given (for `logits` f32)
+    #[arg(long, value_name = "TYPE", value_enum)]
+    pub kv_type: Option<KvTypeArg>,
 }
 
 /// Element types of keys and values.
@@ -72,9 +72,9 @@ impl LoadArgs {
             context: self.context.map(|tokens| tokens as usize),
             threads: self.threads.map(usize::from),
             kv_type: match self.kv_type {
-                KvTypeArg::F32 => KvType::F32,
-                KvTypeArg::F16 => KvType::F16,
-                KvTypeArg::Q8_0 => KvType::Q8_0,
+                Some(KvTypeArg::F32) => KvType::F32,
+                None | Some(KvTypeArg::F16) => KvType::F16,
+                Some(KvTypeArg::Q8_0) => KvType::Q8_0,
             },
             ..LoadOptions::default()
         }

@@ -64,20 +64,24 @@ pub enum ModelFileError {
     },
 }
 
-/// Text that may hold names from a file, fit for one line of an error.
+/// Text that may hold names from a file, fit for one line of an error: control characters escaped, the middle of long
+/// ones left out.
 pub(crate) fn one_line(text: &str) -> String {
-    const MOST: usize = 200;
-    let mut line: String = text
-        .chars()
-        .take(MOST)
-        .flat_map(|c| {
-            let escape = c.is_control().then(|| c.escape_default());
-            let plain = (!c.is_control()).then_some(c);
-            escape.into_iter().flatten().chain(plain)
-        })
-        .collect();
-    if text.chars().nth(MOST).is_some() {
-        line.push('…');
+    const HEAD: usize = 120;
+    const TAIL: usize = 60;
+    let mut line = String::new();
+    for character in text.chars() {
+        if character.is_control() {
+            line.extend(character.escape_default());
+        } else {
+            line.push(character);
+        }
     }
-    line
+    let length = line.chars().count();
+    if length <= HEAD + TAIL {
+        return line;
+    }
+    let head = line.chars().take(HEAD);
+    let tail = line.chars().skip(length - TAIL);
+    head.chain(['…']).chain(tail).collect()
 }
