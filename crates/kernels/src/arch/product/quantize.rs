@@ -71,7 +71,9 @@ fn block(x: &[f32; BLOCK]) -> Quantised {
 #[inline(always)]
 fn scale(largest: u32) -> Option<(f32, f32)> {
     let largest = f32::from_bits(largest);
-    (largest >= SMALLEST && largest < f32::INFINITY).then(|| (largest / 127.0, 127.0 / largest))
+    (SMALLEST..f32::INFINITY)
+        .contains(&largest)
+        .then(|| (largest / 127.0, 127.0 / largest))
 }
 
 /// The scale of a block of zeros, or of one with a number that is not finite.
