@@ -1,5 +1,10 @@
 //! AVX2: 8 rows in the lanes, four columns at a time, products in pairs of 16 bits.
 
+#![allow(
+    clippy::needless_range_loop,
+    reason = "arrays of registers, several of which share an index"
+)]
+
 use std::arch::x86_64::*;
 
 use super::{Group, Sums};

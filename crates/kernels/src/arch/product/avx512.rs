@@ -1,5 +1,10 @@
 //! AVX-512 with VNNI: 16 rows in the lanes, four columns at a time.
 
+#![allow(
+    clippy::needless_range_loop,
+    reason = "arrays of registers, several of which share an index"
+)]
+
 use std::arch::x86_64::*;
 
 use super::{Group, Sums};
@@ -203,27 +208,16 @@ unsafe fn tokens<const TY: u32, const T: usize, const FIRST: usize, const N: usi
                 }
             }
         }
-        if N == 4 {
-            let codes = inputs.codes.add(8 * FIRST);
-            for (step, first) in [0, 4].into_iter().enumerate() {
-                let half = if spec.halves() == 2 { step } else { 0 };
-                let mut four = [
-                    dots[half][0],
-                    dots[half][1 % N],
-                    dots[half][2 % N],
-                    dots[half][3 % N],
-                ];
-                dot_4x4(&mut four, weights, first, codes);
-                for i in 0..N {
-                    dots[half][i] = four[i];
-                }
+        for (step, first) in [0, 4].into_iter().enumerate() {
+            let dots = &mut dots[if spec.halves() == 2 { step } else { 0 }];
+            if let Some(four) = dots.first_chunk_mut::<4>() {
+                dot_4x4(four, weights, first, inputs.codes.add(8 * FIRST));
+                continue;
             }
-        } else {
-            for j in 0..8 {
-                let half = if spec.halves() == 2 { j / 4 } else { 0 };
+            for j in first..first + 4 {
                 for i in 0..N {
                     let a = _mm512_set1_epi32(*inputs.codes.add(8 * (FIRST + i) + j));
-                    dots[half][i] = _mm512_dpbusd_epi32(dots[half][i], weights[j], a);
+                    dots[i] = _mm512_dpbusd_epi32(dots[i], weights[j], a);
                 }
             }
         }

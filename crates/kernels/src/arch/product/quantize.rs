@@ -36,22 +36,19 @@ fn rows(
     panel: &mut [i32],
     block: impl Fn(&[f32; BLOCK]) -> Quantised,
 ) {
-    let tokens = x.len() / cols;
-    for (index, panel) in panel.chunks_exact_mut(WORDS * width).enumerate() {
-        for token in 0..width {
-            let (codes, scale, sums) = if token < tokens {
-                let (x, _) = x[token * cols + index * BLOCK..]
-                    .split_first_chunk()
-                    .expect("a whole block");
-                block(x)
-            } else {
-                ([0; 8], 0.0, [0; 2])
-            };
+    let mut rows = x.chunks_exact(cols);
+    for token in 0..width {
+        // Row by row: a straight stream, which matters more than where the codes go.
+        let mut blocks = rows.next().map(|row| row.as_chunks::<BLOCK>().0.iter());
+        for panel in panel.chunks_exact_mut(WORDS * width) {
+            let x = blocks.as_mut().and_then(Iterator::next);
+            let (codes, scale, sums) = x.map_or(([0; 8], 0.0, [0; 2]), &block);
             panel[8 * token..8 * token + 8].copy_from_slice(&codes);
-            panel[8 * width + token] = scale.to_bits() as i32;
-            panel[9 * width + token] = sums[0];
-            panel[10 * width + token] = sums[1];
-            panel[11 * width + token] = (scale * sums[0] as f32).to_bits() as i32;
+            let words = &mut panel[8 * width..][..4 * width];
+            words[token] = scale.to_bits() as i32;
+            words[width + token] = sums[0];
+            words[2 * width + token] = sums[1];
+            words[3 * width + token] = (scale * sums[0] as f32).to_bits() as i32;
         }
     }
 }
@@ -74,7 +71,9 @@ fn block(x: &[f32; BLOCK]) -> Quantised {
 #[inline(always)]
 fn scale(largest: u32) -> Option<(f32, f32)> {
     let largest = f32::from_bits(largest);
-    (largest >= SMALLEST && largest < f32::INFINITY).then(|| (largest / 127.0, 127.0 / largest))
+    (SMALLEST..f32::INFINITY)
+        .contains(&largest)
+        .then(|| (largest / 127.0, 127.0 / largest))
 }
 
 /// The scale of a block of zeros, or of one with a number that is not finite.
@@ -92,9 +91,10 @@ fn not_finite_scale(largest: u32) -> f32 {
 fn rows_avx2(x: &[f32], cols: usize, width: usize, panel: &mut [i32]) {
     use std::arch::x86_64::*;
 
-    #[inline(always)]
+    #[target_feature(enable = "avx2,fma")]
+    #[inline]
     fn block(x: &[f32; BLOCK]) -> Quantised {
-        // SAFETY: only called below, where AVX2 is enabled; loads and stores stay within `x` and local arrays.
+        // SAFETY: loads and stores stay within `x` and local arrays.
         unsafe {
             let v: [__m256; 4] = std::array::from_fn(|i| _mm256_loadu_ps(x.as_ptr().add(8 * i)));
             let sign = _mm256_set1_epi32(i32::MAX);
@@ -141,5 +141,5 @@ fn rows_avx2(x: &[f32], cols: usize, width: usize, panel: &mut [i32]) {
         }
     }
 
-    rows(x, cols, width, panel, block);
+    rows(x, cols, width, panel, |x| block(x));
 }
