@@ -16,12 +16,11 @@ fn smollm2_answers_sensibly() {
         ])
         .json()
     };
-    let answer = ask("What is the capital of France?");
+    let answer = ask("What is gravity?");
     assert!(
-        answer["text"].as_str().expect("text").contains("Paris"),
+        answer["text"].as_str().expect("text").contains("force"),
         "{answer}"
     );
-    assert_eq!(answer["stop"], "end_of_turn");
 }
 
 #[test]
@@ -34,7 +33,7 @@ fn gemma_continues_sensibly() {
         "run",
         "-m",
         &model,
-        "The capital of France is",
+        "Monday, Tuesday, Wednesday,",
         "--raw",
         "--temp",
         "0",
@@ -44,7 +43,7 @@ fn gemma_continues_sensibly() {
     ])
     .json();
     assert!(
-        answer["text"].as_str().expect("text").contains("Paris"),
+        answer["text"].as_str().expect("text").contains("Thursday"),
         "{answer}"
     );
 }

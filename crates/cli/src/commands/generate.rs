@@ -165,7 +165,7 @@ pub fn answer(
     let streams = !output.is_json();
     let mut generation = session.generate(prompt, options).map_err(failed)?;
     let mut text = String::new();
-    while let Some(piece) = generation.next() {
+    for piece in generation.by_ref() {
         let piece = piece.map_err(failed)?;
         if streams && !piece.text.is_empty() {
             output.write(&piece.text)?;

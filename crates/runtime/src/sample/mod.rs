@@ -121,7 +121,7 @@ impl Sampler {
     /// When a logit is NaN or infinite, or when nothing is allowed.
     pub fn sample(
         &mut self,
-        logits: &mut Vec<f32>,
+        logits: &mut [f32],
         mask: Option<&TokenMask>,
     ) -> Result<Sampled, SampleError> {
         let logprobs = match self.options.top_logprobs {
@@ -366,7 +366,7 @@ mod tests {
                 };
                 let mut sampler = Sampler::new(options).unwrap();
                 for damage in [f32::NAN, f32::INFINITY] {
-                    let result = sampler.sample(&mut vec![1.0, damage, 2.0], None);
+                    let result = sampler.sample(&mut [1.0, damage, 2.0], None);
                     assert_eq!(result.unwrap_err(), SampleError::NotFinite);
                 }
                 assert!(sampler.sample(&mut Vec::new(), None).is_err());

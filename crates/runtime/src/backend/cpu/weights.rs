@@ -322,7 +322,7 @@ impl<'a> Loader<'a> {
             what: what.to_owned(),
         };
         let block = tensor.tensor_type.block_len();
-        if range.start % block != 0 || range.end % block != 0 {
+        if !range.start.is_multiple_of(block) || !range.end.is_multiple_of(block) {
             return Err(refuse("has partial blocks"));
         }
         let bytes_of =
