@@ -115,7 +115,7 @@ impl Sampler {
         self.recent.push(token);
     }
 
-    /// Chooses among `logits` (shape [vocabulary]) one that `mask` allows. The logits are changed.
+    /// Chooses among `logits` (shape `[vocabulary]`) one that `mask` allows. The logits are changed.
     ///
     /// # Errors
     /// When a logit is NaN or infinite, or when nothing is allowed.
