@@ -146,6 +146,10 @@ unsafe fn block<const TY: u32, const T: usize>(
                 half_factors[1][token] = *scale.add(token) * (total - first) as f32;
             }
         }
+        if T >= 4 && spec.halves() == 2 {
+            in_memory(&starts);
+            in_memory(&half_factors);
+        }
         let factors = input.add(11 * T).cast::<f32>();
         let minimum_factors = match spec.minima() {
             2 => [half_factors[0].as_ptr(), half_factors[1].as_ptr()],
@@ -234,6 +238,16 @@ unsafe fn tokens<const TY: u32, const T: usize, const FIRST: usize, const N: usi
             }
             acc[FIRST + i] = sum;
         }
+    }
+}
+
+/// Makes the compiler compute a value as vectors into memory, from where the kernel broadcasts its elements; it would
+/// take them apart into scalar registers.
+#[inline(always)]
+fn in_memory<V>(value: &V) {
+    // SAFETY: no instructions.
+    unsafe {
+        std::arch::asm!("/* {} */", in(reg) std::ptr::from_ref(value), options(nostack, preserves_flags));
     }
 }
 
