@@ -5,13 +5,13 @@ use std::ops::Range;
 use std::sync::Arc;
 
 use ondine_kernels::ops::ShortConvolution;
-use ondine_kernels::{PackedMatrix, dequantize};
+use ondine_kernels::{PackedMatrix, TensorType, ThreadPool, dequantize};
 
 use crate::gguf::{ModelFile, ModelFileError, TensorInfo};
 use crate::model::{self, Experts, FeedForward, GatedFeedForward, Linear, Mixer, ModelSpec, Norm};
 
 /// Bytes of a tensor that are packed before their pages are given back.
-const SLAB_BYTES: u64 = 4 << 20;
+const SLAB_BYTES: u64 = 8 << 20;
 
 pub(super) struct Weights {
     pub(super) token_embedding: Arc<PackedMatrix>,
@@ -21,6 +21,7 @@ pub(super) struct Weights {
     pub(super) output_norm: NormWeights,
     pub(super) output: Matrix,
     bytes: u64,
+    has_float_matrices: bool,
 }
 
 /// A packed matrix with its bias, [rows].
@@ -81,8 +82,12 @@ pub(super) struct GatedWeights {
 }
 
 impl Weights {
-    pub(super) fn load(file: &ModelFile, spec: &ModelSpec) -> Result<Self, ModelFileError> {
-        let mut loader = Loader::new(file);
+    pub(super) fn load(
+        file: &ModelFile,
+        spec: &ModelSpec,
+        pool: &ThreadPool,
+    ) -> Result<Self, ModelFileError> {
+        let mut loader = Loader::new(file, Some(pool));
         let token_embedding = loader.matrix(&spec.token_embedding)?.packed;
         let output = loader.matrix(&spec.output)?;
         let position_embedding = spec
@@ -105,7 +110,13 @@ impl Weights {
             output_norm,
             output,
             bytes: loader.bytes,
+            has_float_matrices: loader.packed.values().any(|matrix| is_float(matrix)),
         })
+    }
+
+    /// Whether any matrix takes its input as floats.
+    pub(super) fn has_float_matrices(&self) -> bool {
+        self.has_float_matrices
     }
 
     /// Bytes of all matrices.
@@ -168,15 +179,18 @@ impl GatedWeights {
 
 struct Loader<'a> {
     file: &'a ModelFile,
+    /// Threads that pack.
+    pool: Option<&'a ThreadPool>,
     bytes: u64,
     /// Matrices by tensor and first row, so that tied ones are packed once.
     packed: HashMap<(String, usize), Arc<PackedMatrix>>,
 }
 
 impl<'a> Loader<'a> {
-    fn new(file: &'a ModelFile) -> Self {
+    fn new(file: &'a ModelFile, pool: Option<&'a ThreadPool>) -> Self {
         Loader {
             file,
+            pool,
             bytes: 0,
             packed: HashMap::new(),
         }
@@ -308,8 +322,11 @@ impl<'a> Loader<'a> {
             let rows = rows_per_slab.min(linear.rows - first);
             let start = (linear.first_row + first) as u64 * row_bytes;
             let range = start..start + rows as u64 * row_bytes;
-            self.with_bytes(tensor, range, |raw| builder.push_rows(raw))?
-                .map_err(|error| refuse(error.to_string()))?;
+            self.with_bytes(tensor, range, |raw| match self.pool {
+                Some(pool) => builder.push_rows_parallel(pool, raw),
+                None => builder.push_rows(raw),
+            })?
+            .map_err(|error| refuse(error.to_string()))?;
             first += rows;
         }
         builder.finish().map_err(|error| refuse(error.to_string()))
@@ -376,12 +393,19 @@ impl<'a> Loader<'a> {
     }
 }
 
+fn is_float(matrix: &PackedMatrix) -> bool {
+    matches!(
+        matrix.tensor_type(),
+        TensorType::F32 | TensorType::F16 | TensorType::BF16
+    )
+}
+
 /// Reads a vector tensor as f32, for what is not part of the weights proper.
 pub(super) fn read_vector(
     file: &ModelFile,
     name: &str,
     length: usize,
 ) -> Result<Vec<f32>, ModelFileError> {
-    let loader = Loader::new(file);
+    let loader = Loader::new(file, None);
     loader.vector(loader.tensor(name)?, 0..length)
 }
