@@ -73,7 +73,20 @@ fn scale(largest: u32) -> Option<(f32, f32)> {
     let largest = f32::from_bits(largest);
     (SMALLEST..f32::INFINITY)
         .contains(&largest)
-        .then(|| (largest / 127.0, 127.0 / largest))
+        .then(|| (rounded_to_half(largest * (1.0 / 127.0)), 127.0 / largest))
+}
+
+/// The nearest half-precision number where that has all its digits, else the number itself. The codes belong to the
+/// unrounded scale. Other engines store scales of activations so; with the same rounding, codes near a tie fall to the
+/// same side in layer after layer.
+#[inline(always)]
+fn rounded_to_half(scale: f32) -> f32 {
+    const NORMAL: std::ops::Range<f32> = 6.103_515_6e-5..65_504.0;
+    if !NORMAL.contains(&scale) {
+        return scale;
+    }
+    let bits = scale.to_bits();
+    f32::from_bits((bits + 0xfff + ((bits >> 13) & 1)) & !0x1fff)
 }
 
 /// The scale of a block of zeros, or of one with a number that is not finite.
