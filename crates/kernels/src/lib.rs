@@ -6,7 +6,7 @@
 
 mod activations;
 pub mod arch;
-pub mod attention;
+mod attention;
 mod error;
 mod formats;
 mod isa;
@@ -23,6 +23,10 @@ mod tests;
 
 pub use activations::Activations;
 pub use arch::threads::ThreadPool;
+pub use attention::{
+    ATTENTION_ERROR, ATTENTION_ERROR_F32, AttentionJob, AttentionParams, KvError, KvPage, KvShape,
+    KvType, PAGE_TOKENS, attention,
+};
 pub use error::KernelError;
 pub use formats::{dequantize, quantize};
 pub use isa::{Isa, IsaError};

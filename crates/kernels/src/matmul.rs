@@ -31,7 +31,7 @@ pub struct Context<'a> {
 /// What is done with a product `W x`: `out = (accumulate ? out : 0) + scale * (W x + bias)`.
 #[derive(Clone, Copy, Debug)]
 pub struct Epilogue<'a> {
-    /// [rows]
+    /// Shape `[rows]`.
     pub bias: Option<&'a [f32]>,
     /// Factor of the product and the bias.
     pub scale: f32,

@@ -6,3 +6,4 @@ pub(crate) mod memory;
 pub(crate) mod product;
 pub mod threads;
 pub(crate) mod tiles;
+pub mod wide;

@@ -136,7 +136,7 @@ impl PackedMatrix {
         self.ty
     }
 
-    /// Writes row `row` as f32 to `out`, [cols].
+    /// Writes row `row` as f32 to `out`, shape `[cols]`.
     ///
     /// # Errors
     /// If there is no such row or `out` has another length.
