@@ -12,9 +12,6 @@ use crate::sample::{SampleError, Sampled, Sampler, SamplingOptions, StopMatcher}
 use crate::session::{ContextOverflow, Session, shifted};
 use crate::tokenizer::{StreamDecoder, Tokenizer};
 
-/// Prompt tokens computed between two looks at whether the caller wants to stop.
-const PREFILL_STEP: usize = 256;
-
 /// How to generate.
 #[derive(Default)]
 pub struct GenerateOptions {
@@ -283,13 +280,14 @@ impl Generation<'_> {
     fn compute_pending(&mut self) -> Result<bool, GenerateError> {
         let begun = Instant::now();
         let pending = std::mem::take(&mut self.pending);
+        let step = self.session.decoder().chunk();
         let mut computed = 0;
         while computed < pending.len() {
             if self.is_cancelled() {
                 self.ended = Some(StopReason::Cancelled);
                 return Ok(false);
             }
-            let end = pending.len().min(computed + PREFILL_STEP);
+            let end = pending.len().min(computed + step);
             let tokens = &pending[computed..end];
             if self.options.overflow == ContextOverflow::Shift {
                 self.stats.shifts += usize::from(self.session.make_room(tokens.len())?);

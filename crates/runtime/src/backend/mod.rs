@@ -58,6 +58,10 @@ pub trait Decoder: Send {
     /// Tokens that one sequence can hold.
     fn context_length(&self) -> usize;
 
+    /// Tokens that are computed together at most. Who wants to look up during a long prompt hands over so many at a
+    /// time.
+    fn chunk(&self) -> usize;
+
     /// Begins an empty sequence.
     fn start(&mut self) -> SequenceId;
 
@@ -178,8 +182,8 @@ pub struct LoadOptions {
     pub threads: Option<usize>,
     /// Element type of keys and values.
     pub kv_type: KvType,
-    /// Tokens computed together at most.
-    pub chunk: usize,
+    /// Tokens computed together at most; `None` lets the backend choose by the model's widths.
+    pub chunk: Option<usize>,
     /// Bounds for everything read from files.
     pub limits: Limits,
 }
@@ -190,7 +194,7 @@ impl Default for LoadOptions {
             context: None,
             threads: None,
             kv_type: KvType::F16,
-            chunk: 256,
+            chunk: None,
             limits: Limits::default(),
         }
     }

@@ -29,6 +29,9 @@ use weights::Weights;
 /// that a large vocabulary's logits stay small.
 const HEAD_ROWS: usize = 8;
 
+/// Bytes of working buffers that the length of a chunk is chosen for.
+const SCRATCH_BYTES: usize = 24 << 20;
+
 /// Runs models on the processor's cores.
 #[derive(Debug, Clone)]
 pub struct CpuBackend {
@@ -113,13 +116,21 @@ impl Backend for CpuBackend {
                 pool,
             },
             context,
-            chunk: options.chunk.max(1),
+            chunk: options
+                .chunk
+                .map_or_else(|| chunk_for(spec), |chunk| chunk.max(1)),
             kv_type: options.kv_type,
             sequences: BTreeMap::new(),
             next_sequence: 0,
             scratch,
         }))
     }
+}
+
+/// Tokens whose working buffers stay within [`SCRATCH_BYTES`]: many, so that each weight is unpacked rarely.
+fn chunk_for(spec: &ModelSpec) -> usize {
+    let fit = SCRATCH_BYTES / Scratch::bytes_per_row(spec).max(1);
+    fit.clamp(64, 512) / 64 * 64
 }
 
 fn kv_shape(attention: &Attention, kv_type: KvType) -> KvShape {
@@ -194,6 +205,10 @@ impl Decoder for CpuDecoder {
 
     fn context_length(&self) -> usize {
         self.context
+    }
+
+    fn chunk(&self) -> usize {
+        self.chunk
     }
 
     fn start(&mut self) -> SequenceId {

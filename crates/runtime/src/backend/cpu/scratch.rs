@@ -35,6 +35,73 @@ pub(super) struct Scratch {
 impl Scratch {
     /// Makes every buffer long enough for `rows` tokens of `spec`.
     pub(super) fn resize(&mut self, spec: &ModelSpec, rows: usize) {
+        let Widths {
+            embedding,
+            query,
+            key,
+            value,
+            mixed,
+            inner,
+        } = Widths::of(spec);
+        self.rows = rows;
+        for (buffer, width) in [
+            (&mut self.hidden, embedding),
+            (&mut self.normed, embedding),
+            (&mut self.branch, embedding),
+            (&mut self.query, query),
+            (&mut self.key, key),
+            (&mut self.value, value),
+            (&mut self.mixed, mixed),
+            (&mut self.inner, inner),
+        ] {
+            // Exactly the length, so that a whole buffer is [rows, width] for its widest user.
+            buffer.resize(rows * width, 0.0);
+        }
+    }
+
+    /// Bytes of one row of all buffers, the quantised forms included.
+    pub(super) fn bytes_per_row(spec: &ModelSpec) -> usize {
+        let widths = Widths::of(spec);
+        let inputs = widths.embedding + widths.inner.max(widths.mixed);
+        let floats = 3 * widths.embedding
+            + widths.query
+            + widths.key
+            + widths.value
+            + widths.mixed
+            + widths.inner;
+        // A block of 32 quantised inputs takes 48 bytes.
+        floats * size_of::<f32>() + inputs * 3 / 2
+    }
+
+    pub(super) fn bytes(&self) -> u64 {
+        let floats = [
+            &self.hidden,
+            &self.normed,
+            &self.branch,
+            &self.query,
+            &self.key,
+            &self.value,
+            &self.mixed,
+            &self.inner,
+            &self.logits,
+        ];
+        let floats: usize = floats.iter().map(|buffer| buffer.capacity()).sum();
+        (floats * size_of::<f32>()) as u64
+    }
+}
+
+/// Widths of the widest users of the buffers.
+struct Widths {
+    embedding: usize,
+    query: usize,
+    key: usize,
+    value: usize,
+    mixed: usize,
+    inner: usize,
+}
+
+impl Widths {
+    fn of(spec: &ModelSpec) -> Self {
         let mut query = 0;
         let mut key = 0;
         let mut value = 0;
@@ -63,35 +130,13 @@ impl Scratch {
                 }
             });
         }
-        self.rows = rows;
-        for (buffer, width) in [
-            (&mut self.hidden, spec.embedding),
-            (&mut self.normed, spec.embedding),
-            (&mut self.branch, spec.embedding),
-            (&mut self.query, query),
-            (&mut self.key, key),
-            (&mut self.value, value),
-            (&mut self.mixed, mixed),
-            (&mut self.inner, inner),
-        ] {
-            // Exactly the length, so that a whole buffer is [rows, width] for its widest user.
-            buffer.resize(rows * width, 0.0);
+        Widths {
+            embedding: spec.embedding,
+            query,
+            key,
+            value,
+            mixed,
+            inner,
         }
-    }
-
-    pub(super) fn bytes(&self) -> u64 {
-        let floats = [
-            &self.hidden,
-            &self.normed,
-            &self.branch,
-            &self.query,
-            &self.key,
-            &self.value,
-            &self.mixed,
-            &self.inner,
-            &self.logits,
-        ];
-        let floats: usize = floats.iter().map(|buffer| buffer.capacity()).sum();
-        (floats * size_of::<f32>()) as u64
     }
 }
