@@ -1,1 +1,5 @@
-//! Hybrid.
+//! Where a request runs: the scanner that finds personal data, the policy that says what may leave, the gate that nothing passes
+//! unseen, and the router that chooses a place.
+#![forbid(unsafe_code)]
+
+pub mod pii;
