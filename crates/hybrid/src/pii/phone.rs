@@ -39,9 +39,11 @@ pub(crate) fn find(text: &str, numbers: &[usize], wanted: &dyn Fn(&Entity) -> bo
             }
         }
         if let Some(kind) = &any {
-            let hinted = is_hinted(text, first);
+            let hinted = is_hinted(text, first..run.end());
             let mut judge = |part: &str| {
-                if is_valid(part, REGIONS) {
+                if !hinted && looks_like_another_kind(part) {
+                    None
+                } else if is_valid(part, REGIONS) {
                     Some(0.4)
                 } else if hinted && (is_valid(part, FURTHER) || is_grouped(part)) {
                     Some(0.3)
@@ -122,9 +124,11 @@ impl Run {
     fn is_free(&self, text: &str, range: &Range<usize>) -> bool {
         let after = text[range.end..].chars().next();
         let part = &text[range.clone()];
-        let date = part.split(['-', '/', '.', ' ']).map(str::len).collect::<Vec<_>>();
-        let is_date = matches!(date[..], [4, 1 | 2, 1 | 2] | [4, 1 | 2, 1 | 2, 2, ..])
-            || (matches!(date[..], [1 | 2, 1 | 2, 2 | 4]) && part.contains('/'));
+        let groups: Vec<&str> = part.split(['-', '/', '.']).collect();
+        let lengths: Vec<usize> = part.split(['-', '/', '.', ' ']).map(str::len).collect();
+        let is_year = |group: &str| ["18", "19", "20", "21"].iter().any(|century| group.starts_with(century));
+        let is_date = (groups.len() > 1 && is_year(groups[0]) && matches!(lengths[..], [4, 1 | 2, 1 | 2] | [4, 1 | 2, 1 | 2, 2, ..]))
+            || (matches!(lengths[..], [1 | 2, 1 | 2, 2 | 4]) && part.contains('/'));
         let is_time = after == Some(':');
         !after.is_some_and(super::recognizer::is_word) && !is_date && !is_time
     }
@@ -155,7 +159,12 @@ fn is_valid(part: &str, regions: &[Id]) -> bool {
         );
         let code = country_code(*region);
         let from_abroad = digits.len() > 10 && (digits.starts_with(code) || digits.starts_with("00"));
-        (!needs_trunk || digits.starts_with('0') || from_abroad) && parses(Some(*region), part)
+        // Chinese mobile numbers begin with 1, all others with the trunk prefix.
+        let begins = match region {
+            Id::CN => digits.starts_with(['0', '1']),
+            _ => !needs_trunk || digits.starts_with('0'),
+        };
+        (begins || from_abroad) && parses(Some(*region), part)
     })
 }
 
@@ -188,15 +197,35 @@ fn country_code(region: Id) -> &'static str {
     }
 }
 
-/// True if words about telephones stand near.
-fn is_hinted(text: &str, at: usize) -> bool {
-    const STRONG: &[&str] = &["phone", "tel", "cell", "mobile", "call", "fax", "office", "sms", "whatsapp", "dial", "messages to", "reach"];
-    super::context::nearby(text, at..at, STRONG)
+/// True if words about telephones lead up to the range or follow right behind it.
+fn is_hinted(text: &str, range: Range<usize>) -> bool {
+    const BEFORE: &[&str] = &[
+        "phone", "tel", "cell", "mobile", "call", "call me", "fax", "sms", "whatsapp", "dial", "message", "messages", "reach me", "ring",
+    ];
+    const AFTER: &[&str] = &["phone", "tel", "cell", "mobile", "fax", "office", "home", "work"];
+    let behind = text[range.end..]
+        .split('\n')
+        .next()
+        .unwrap_or_default()
+        .trim_start_matches([' ', '-', '(', ','])
+        .to_lowercase();
+    super::context::nearby(&text[..range.end], range.clone(), BEFORE) || AFTER.iter().any(|word| behind.starts_with(word))
 }
 
-/// Seven to twelve digits in at least two groups of at least two, as people write numbers of plans not tried here.
+/// True for the shapes of other numbers that a numbering plan may accept by accident: dotted network addresses, social security
+/// numbers, and unbroken rows of digits as long as those on cards.
+fn looks_like_another_kind(part: &str) -> bool {
+    let lengths: Vec<usize> = part.split('-').map(str::len).collect();
+    let unbroken = part.len() >= 12 && part.bytes().all(|b| b.is_ascii_digit());
+    part.parse::<std::net::Ipv4Addr>().is_ok() || lengths == [3, 2, 4] || unbroken
+}
+
+/// Seven to fifteen digits in groups of at least two, as people write numbers of plans that are not tried here.
 fn is_grouped(part: &str) -> bool {
     let digits = part.bytes().filter(u8::is_ascii_digit).count();
-    let groups = part.split(|c: char| !c.is_ascii_digit()).filter(|group| !group.is_empty());
-    (7..=12).contains(&digits) && (groups.clone().count() >= 2 || digits >= 9) && groups.clone().all(|group| group.len() >= 2 || group == "0")
+    let groups: Vec<&str> = part.split(|c: char| !c.is_ascii_digit()).filter(|group| !group.is_empty()).collect();
+    let country = usize::from(part.starts_with('+'));
+    (7..=15).contains(&digits)
+        && (groups.len() >= 2 || digits >= 9)
+        && groups.iter().skip(country).all(|group| group.len() >= 2 || *group == "0")
 }

@@ -85,16 +85,18 @@ pub(crate) fn find(text: &str, wanted: &dyn Fn(&Entity) -> bool, hits: &mut Vec<
         while index < bytes.len() && TOKEN[usize::from(bytes[index])] {
             index += 1;
         }
-        if index - start < 12 {
-            continue;
-        }
-        let token = &text[start..index.min(start + MAX_TOKEN)];
-        if token.starts_with("-----BEGIN")
+        if text[start..].starts_with(FRAME)
             && let Some(end) = framed(text, start)
         {
             add("PRIVATE_KEY", start..end, 1.0);
             index = end;
-        } else if let Some(entity) = by_prefix(token) {
+            continue;
+        }
+        if index - start < 12 {
+            continue;
+        }
+        let token = &text[start..index.min(start + MAX_TOKEN)];
+        if let Some(entity) = by_prefix(token) {
             add(entity, start..index, 1.0);
         } else if named_before(text, start) && is_random(token) {
             add("ACCESS_TOKEN", start..index, 0.6);
