@@ -18,22 +18,38 @@ pub(crate) fn confidence(text: &str, range: Range<usize>, score: f32, words: &[&
     }
 }
 
-/// True if one of `words`, given in small letters, begins a word near `range`.
+/// True if one of `words`, given in small letters, begins a word near `range`; long ones may also stand inside a compound.
 pub(crate) fn nearby(text: &str, range: Range<usize>, words: &[&str]) -> bool {
     let from = floor(text, range.start.saturating_sub(BEFORE));
     let to = floor(text, (range.end + AFTER).min(text.len()));
-    let before = text[from..range.start].to_lowercase();
-    let after = text[range.end.min(to)..to].to_lowercase();
-    words.iter().any(|word| begins_word(&before, word) || begins_word(&after, word))
+    [&text[from..range.start], &text[range.end.min(to)..to]]
+        .iter()
+        .any(|side| !side.is_empty() && mentions(side, words))
 }
 
-fn begins_word(text: &str, word: &str) -> bool {
-    text.match_indices(word).any(|(at, _)| {
-        // Short words must stand alone: «id» is not in «did» nor in «idea».
-        let free_before = !text[..at].chars().next_back().is_some_and(char::is_alphanumeric);
-        let free_after = !text[at + word.len()..].chars().next().is_some_and(char::is_alphanumeric);
-        free_before && (word.len() > 4 || free_after) || word.len() > 6 || !word.is_ascii()
-    })
+fn mentions(side: &str, words: &[&str]) -> bool {
+    let bytes = side.as_bytes();
+    let mut inside = false;
+    for (at, byte) in bytes.iter().enumerate() {
+        let letter = byte.is_ascii_alphanumeric() || *byte >= 0x80;
+        if letter && !inside && words.iter().any(|word| is_word_at(bytes, at, word.as_bytes())) {
+            return true;
+        }
+        inside = letter;
+    }
+    // Compounds and scripts without blanks; rare enough to search for at leisure.
+    let compounds = || words.iter().filter(|word| word.len() > 8 || !word.is_ascii());
+    compounds().next().is_some() && {
+        let side = side.to_lowercase();
+        compounds().any(|word| side.contains(word))
+    }
+}
+
+/// True if `word` stands at `at`. Short words must end there: «id» is not in «idea».
+fn is_word_at(bytes: &[u8], at: usize, word: &[u8]) -> bool {
+    let end = at + word.len();
+    bytes.get(at..end).is_some_and(|part| part.eq_ignore_ascii_case(word))
+        && (word.len() > 4 || !bytes.get(end).is_some_and(u8::is_ascii_alphanumeric))
 }
 
 /// The last character boundary at or before `at`.

@@ -63,7 +63,10 @@ pub(crate) fn folded(text: &str) -> Option<View> {
     }
     let mut view = View::default();
     let mut copied = 0;
-    for (at, c) in text.char_indices().filter(|(_, c)| !c.is_ascii()) {
+    let mut next = 0;
+    while let Some(at) = not_ascii(text, next) {
+        let Some(c) = text[at..].chars().next() else { break };
+        next = at + c.len_utf8();
         let Some(folded) = fold(c) else { continue };
         view.copy(copied, &text[copied..at]);
         copied = at + c.len_utf8();
@@ -77,6 +80,22 @@ pub(crate) fn folded(text: &str) -> Option<View> {
     }
     view.copy(copied, &text[copied..]);
     Some(view)
+}
+
+/// The first byte from `from` on that is not ASCII, eight bytes at a time.
+fn not_ascii(text: &str, from: usize) -> Option<usize> {
+    const HIGH: u64 = 0x8080_8080_8080_8080;
+    let bytes = text.as_bytes();
+    let mut at = from;
+    while let Some(eight) = bytes.get(at..at + 8) {
+        let eight: [u8; 8] = eight.try_into().ok()?;
+        let high = u64::from_le_bytes(eight) & HIGH;
+        if high != 0 {
+            return Some(at + high.trailing_zeros() as usize / 8);
+        }
+        at += 8;
+    }
+    (at..bytes.len()).find(|at| bytes[*at] >= 0x80)
 }
 
 enum Fold {
@@ -112,25 +131,19 @@ fn decimal(code: u32) -> Option<u32> {
     (code - zero < 10).then_some(code - zero)
 }
 
-/// `text` with JSON, percent, HTML and quoted-printable escapes read; `None` if there are none.
-pub(crate) fn unescaped(text: &str) -> Option<View> {
-    let bytes = text.as_bytes();
+/// `text` with JSON, percent, HTML and quoted-printable escapes read, which begin at some of `places`; `None` if there are none.
+pub(crate) fn unescaped(text: &str, places: &[usize]) -> Option<View> {
     let mut view = View::default();
     let mut copied = 0;
-    let mut index = 0;
-    while index < bytes.len() {
-        if !matches!(bytes[index], b'\\' | b'%' | b'&' | b'=') {
-            index += 1;
+    for &at in places {
+        if at < copied {
             continue;
         }
-        let Some((length, decoded)) = escape(text, index) else {
-            index += 1;
-            continue;
-        };
-        view.copy(copied, &text[copied..index]);
-        view.replace(index..index + length, &decoded);
-        index += length;
-        copied = index;
+        if let Some((length, decoded)) = escape(text, at) {
+            view.copy(copied, &text[copied..at]);
+            view.replace(at..at + length, &decoded);
+            copied = at + length;
+        }
     }
     if copied == 0 {
         return None;
@@ -218,24 +231,26 @@ fn html_escape(rest: &str) -> Option<(usize, String)> {
     Some((end + 1, c.to_string()))
 }
 
-/// Runs of base64 or hexadecimal digits that decode to text, with what they say.
-pub(crate) fn encoded_runs(text: &str) -> Vec<(Range<usize>, String)> {
+/// Runs of base64 or hexadecimal digits around the words of `dense` that decode to text, with what they say.
+pub(crate) fn encoded_runs(text: &str, dense: &[Range<usize>]) -> Vec<(Range<usize>, String)> {
     let bytes = text.as_bytes();
     let mut runs = Vec::new();
-    let mut index = 0;
-    while index < bytes.len() {
-        if !BASE64[usize::from(bytes[index])] {
-            index += 1;
+    let mut past = 0;
+    for word in dense {
+        if word.start < past {
             continue;
         }
-        let start = index;
-        index = run_end(bytes, start);
-        let padded = index + bytes[index..].iter().take(2).take_while(|b| **b == b'=').count();
-        if index - start >= SHORTEST
-            && let Some(decoded) = decoded(&text[start..index])
+        let start = word.start - bytes[past..word.start].iter().rev().take_while(|b| BASE64[usize::from(**b)]).count();
+        // Letters of other scripts count as words too, but not as base64.
+        let start = start + bytes[start..].iter().take_while(|b| !BASE64[usize::from(**b)]).count();
+        let end = run_end(bytes, start);
+        past = end.max(word.end);
+        if end - start >= SHORTEST
+            && could_be_text(&bytes[start..start + 4])
+            && let Some(decoded) = decoded(&text[start..end])
         {
+            let padded = end + bytes[end..].iter().take(2).take_while(|b| **b == b'=').count();
             runs.push((start..padded, decoded));
-            index = padded;
         }
     }
     runs
@@ -253,6 +268,32 @@ const BASE64: [bool; 256] = {
     }
     set
 };
+
+/// False if the first four characters are neither the hexadecimal nor the base64 spelling of ordinary characters; this turns
+/// most words away before anything is copied.
+fn could_be_text(head: &[u8]) -> bool {
+    let control = |byte: u8| (byte < 0x20 && !matches!(byte, b'\n' | b'\r' | b'\t')) || byte == 0x7f;
+    let hexadecimal = || head.iter().all(u8::is_ascii_hexdigit);
+    let base64 = || {
+        let bits = head.iter().fold(0_u32, |bits, byte| bits << 6 | u32::from(base64_value(*byte).unwrap_or(0)));
+        let [_, bytes @ ..] = bits.to_be_bytes();
+        // A lone continuation byte cannot begin a character, and one must follow a lead byte.
+        let begins = bytes[0] < 0x80 || (bytes[0] >= 0xc2 && (0x80..0xc0).contains(&bytes[1]));
+        begins && !bytes.iter().any(|byte| control(*byte))
+    };
+    hexadecimal() || base64()
+}
+
+fn base64_value(byte: u8) -> Option<u8> {
+    Some(match byte {
+        b'A'..=b'Z' => byte - b'A',
+        b'a'..=b'z' => byte - b'a' + 26,
+        b'0'..=b'9' => byte - b'0' + 52,
+        b'+' | b'-' => 62,
+        b'/' | b'_' => 63,
+        _ => return None,
+    })
+}
 
 /// The end of the run at `start`; a line break inside goes on where the line was long, as in mail and certificates.
 fn run_end(bytes: &[u8], start: usize) -> usize {
@@ -304,14 +345,7 @@ fn base64(run: &[u8]) -> Option<Vec<u8>> {
     for group in run.chunks(4) {
         let mut bits = 0_u32;
         for byte in group {
-            let value = match byte {
-                b'A'..=b'Z' => byte - b'A',
-                b'a'..=b'z' => byte - b'a' + 26,
-                b'0'..=b'9' => byte - b'0' + 52,
-                b'+' | b'-' => 62,
-                b'/' | b'_' => 63,
-                _ => return None,
-            };
+            let value = base64_value(*byte)?;
             bits = bits << 6 | u32::from(value);
         }
         bits <<= 6 * (4 - group.len());
@@ -342,6 +376,10 @@ fn readable(bytes: Vec<u8>) -> Option<String> {
 mod tests {
     use super::*;
 
+    fn places(text: &str) -> super::super::places::Places {
+        super::super::places::Places::of(text)
+    }
+
     #[test]
     fn every_spelling_leads_back_to_its_bytes() {
         let text = "x ４１\u{200b}11 y";
@@ -350,18 +388,19 @@ mod tests {
         assert_eq!(&text[view.source(2..6)], "４１\u{200b}11");
         assert_eq!(&text[view.source(2..4)], "４１");
         let text = r#"{"m":"a\u0040b.org %34%31 &#52;&amp; \ud83d\ude00"}"#;
-        let view = unescaped(text).unwrap();
+        let view = unescaped(text, &places(text).escapes).unwrap();
         assert_eq!(view.text, "{\"m\":\"a@b.org 41 4& 😀\"}");
         let at = view.text.find("a@b.org").unwrap();
         assert_eq!(&text[view.source(at..at + 7)], r"a\u0040b.org");
-        assert!(folded("plain").is_none() && folded("schön").is_none() && unescaped("100 % a & b").is_none());
+        assert!(folded("plain").is_none() && folded("schön").is_none() && unescaped("100 % a & b", &[4, 8]).is_none());
     }
 
     #[test]
     fn encoded_runs_are_read_and_words_are_not() {
         let text = "see YUBiLmNvbSA0MTEx= or 612e6240632e636f6d now";
-        let runs: Vec<String> = encoded_runs(text).into_iter().map(|(_, decoded)| decoded).collect();
+        let runs: Vec<String> = encoded_runs(text, &places(text).dense).into_iter().map(|(_, decoded)| decoded).collect();
         assert_eq!(runs, ["a@b.com 4111", "a.b@c.com"]);
-        assert_eq!(encoded_runs("International responsibilities, characteristically").len(), 0);
+        let prose = "International responsibilities, characteristically";
+        assert_eq!(encoded_runs(prose, &places(prose).dense).len(), 0);
     }
 }

@@ -18,6 +18,7 @@ mod iban;
 mod national;
 mod network;
 mod phone;
+mod places;
 mod recognizer;
 mod scanner;
 mod secret;

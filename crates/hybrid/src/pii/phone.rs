@@ -28,7 +28,7 @@ pub(crate) fn find(text: &str, numbers: &[usize], wanted: &dyn Fn(&Entity) -> bo
     }
     let mut past = 0;
     for &first in numbers {
-        if first < past {
+        if first < past || !has_enough_digits(text, first) {
             continue;
         }
         let Some(run) = Run::at(text, first) else { continue };
@@ -39,13 +39,14 @@ pub(crate) fn find(text: &str, numbers: &[usize], wanted: &dyn Fn(&Entity) -> bo
             }
         }
         if let Some(kind) = &any {
-            let hinted = is_hinted(text, first..run.end());
+            let mut hint = None;
             let mut judge = |part: &str| {
-                if !hinted && looks_like_another_kind(part) {
+                let mut hinted = || *hint.get_or_insert_with(|| is_hinted(text, first..run.end()));
+                if looks_like_another_kind(part) && !hinted() {
                     None
                 } else if is_valid(part, REGIONS) {
                     Some(0.4)
-                } else if hinted && (is_valid(part, FURTHER) || is_grouped(part)) {
+                } else if hinted() && (is_valid(part, FURTHER) || is_grouped(part)) {
                     Some(0.3)
                 } else {
                     None
@@ -54,6 +55,19 @@ pub(crate) fn find(text: &str, numbers: &[usize], wanted: &dyn Fn(&Entity) -> bo
             run.matches(text, &mut judge, kind, hits);
         }
     }
+}
+
+/// True if seven digits follow with no letter between; most numbers in a text end sooner.
+fn has_enough_digits(text: &str, first: usize) -> bool {
+    let mut digits = 0;
+    for byte in text.as_bytes()[first..].iter().take(24) {
+        match byte {
+            b'0'..=b'9' => digits += 1,
+            b' ' | b'-' | b'.' | b'/' | b'(' | b')' | b'~' | b'+' => {}
+            _ => break,
+        }
+    }
+    digits >= 7
 }
 
 /// Groups of digits that punctuation joins.

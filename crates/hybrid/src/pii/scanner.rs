@@ -1,6 +1,7 @@
 //! The scanner: what to look for, every spelling of the text, and the findings.
 
 use super::engine::{Engine, Hit};
+use super::places::Places;
 use super::{Dictionary, Entity, Strictness, Validity, context, decode};
 use serde::Serialize;
 use std::collections::BTreeSet;
@@ -149,9 +150,10 @@ impl Scanner {
     fn spellings(&self, text: &str, depth: usize, findings: &mut Vec<Finding>) {
         let folded = decode::folded(text);
         let plain = folded.as_ref().map_or(text, |view| view.text.as_str());
-        let mut own = self.plain(plain);
+        let places = Places::of(plain);
+        let mut own = self.plain(plain, &places);
         if depth > 0 {
-            if let Some(view) = decode::unescaped(plain) {
+            if let Some(view) = decode::unescaped(plain, &places.escapes) {
                 let mut inner = Vec::new();
                 self.spellings(&view.text, depth - 1, &mut inner);
                 for mut finding in inner {
@@ -160,7 +162,7 @@ impl Scanner {
                     own.push(finding);
                 }
             }
-            for (range, decoded) in decode::encoded_runs(plain) {
+            for (range, decoded) in decode::encoded_runs(plain, &places.dense) {
                 let mut inner = Vec::new();
                 self.spellings(&decoded, depth - 1, &mut inner);
                 // What is encoded cannot be cut out, so the whole run goes.
@@ -177,9 +179,9 @@ impl Scanner {
     }
 
     /// Scans text that is already folded.
-    fn plain(&self, text: &str) -> Vec<Finding> {
+    fn plain(&self, text: &str, places: &Places) -> Vec<Finding> {
         let wanted = |entity: &Entity| self.options.entities.as_ref().is_none_or(|set| set.contains(entity));
-        let mut hits = self.engine.scan(text, self.options.strictness, &wanted);
+        let mut hits = self.engine.scan(text, places, self.options.strictness, &wanted);
         for dictionary in &self.dictionaries {
             dictionary.find(text, &wanted, &mut hits);
         }

@@ -3,6 +3,7 @@
 
 use super::Entity;
 use super::engine::Hit;
+use super::places::Places;
 use std::ops::Range;
 
 /// Prefix, fewest further characters, and what it is.
@@ -60,7 +61,7 @@ const MAX_TOKEN: usize = 4096;
 const FRAME: &str = "-----BEGIN ";
 
 /// Adds the secrets of `text`.
-pub(crate) fn find(text: &str, wanted: &dyn Fn(&Entity) -> bool, hits: &mut Vec<Hit>) {
+pub(crate) fn find(text: &str, places: &Places, wanted: &dyn Fn(&Entity) -> bool, hits: &mut Vec<Hit>) {
     let mut add = |entity: &'static str, range: Range<usize>, score: f32| {
         let entity = Entity::new(entity);
         if wanted(&entity) {
@@ -68,38 +69,35 @@ pub(crate) fn find(text: &str, wanted: &dyn Fn(&Entity) -> bool, hits: &mut Vec<
         }
     };
     let bytes = text.as_bytes();
-    let mut index = 0;
-    while index < bytes.len() {
-        if !TOKEN[usize::from(bytes[index])] {
-            if matches!(bytes[index], b':' | b'=')
-                && let Some((entity, range)) = assigned(text, index)
-            {
-                index = range.end;
-                add(entity, range, 0.6);
-                continue;
-            }
-            index += 1;
+    let mut past = 0;
+    for word in &places.dense {
+        if word.start < past {
             continue;
         }
-        let start = index;
-        while index < bytes.len() && TOKEN[usize::from(bytes[index])] {
-            index += 1;
+        let left = bytes[past..word.start].iter().rev().take(MAX_TOKEN).take_while(|b| TOKEN[usize::from(**b)]).count();
+        let start = word.start - left;
+        let length = bytes[start..].iter().take(MAX_TOKEN).take_while(|b| TOKEN[usize::from(**b)]).count();
+        past = start + length;
+        if length < 10 {
+            continue;
         }
-        if text[start..].starts_with(FRAME)
-            && let Some(end) = framed(text, start)
-        {
+        let token = &text[start..past];
+        if let Some(end) = framed(text, start) {
             add("PRIVATE_KEY", start..end, 1.0);
-            index = end;
-            continue;
+            past = end;
+        } else if let Some(entity) = by_prefix(token) {
+            add(entity, start..past, 1.0);
+        } else if is_random(token) && named_before(text, start) {
+            add("ACCESS_TOKEN", start..past, 0.6);
         }
-        if index - start < 12 {
-            continue;
-        }
-        let token = &text[start..index.min(start + MAX_TOKEN)];
-        if let Some(entity) = by_prefix(token) {
-            add(entity, start..index, 1.0);
-        } else if named_before(text, start) && is_random(token) {
-            add("ACCESS_TOKEN", start..index, 0.6);
+    }
+    let mut past = 0;
+    for &at in &places.assignments {
+        if at >= past
+            && let Some((entity, range)) = assigned(text, at)
+        {
+            past = range.end;
+            add(entity, range, 0.6);
         }
     }
 }
@@ -161,7 +159,8 @@ fn assigned(text: &str, at: usize) -> Option<(&'static str, Range<usize>)> {
         .map(|(_, c)| c.len_utf8())
         .sum();
     let secret = &text[start..start + value];
-    let password = name_before(text, at).is_some_and(|name| name.contains("pass") || name.contains("pwd"));
+    let password = name_before(text, at)
+        .is_some_and(|name| contains_ignoring_case(name, "pass") || contains_ignoring_case(name, "pwd"));
     let has_digit_or_sign = secret.chars().any(|c| !c.is_alphabetic());
     if password && value >= 4 && (has_digit_or_sign || value >= 8) {
         Some(("PASSWORD", start..start + value))
@@ -174,19 +173,25 @@ fn assigned(text: &str, at: usize) -> Option<(&'static str, Range<usize>)> {
 }
 
 fn named_before(text: &str, at: usize) -> bool {
-    name_before(text, at).is_some_and(|name| NAMES.iter().any(|secret| name.contains(secret)))
+    name_before(text, at).is_some_and(|name| NAMES.iter().any(|secret| contains_ignoring_case(name, secret)))
 }
 
-/// The last word before `at`, in small letters.
-fn name_before(text: &str, at: usize) -> Option<String> {
+/// The last word before `at`.
+fn name_before(text: &str, at: usize) -> Option<&str> {
     let head = text[..at].trim_end_matches([' ', '"', '\'', '\\', ':', '=']);
-    let name: String = head
-        .chars()
+    let length = head
+        .bytes()
         .rev()
         .take(32)
-        .take_while(|c| c.is_ascii_alphanumeric() || matches!(c, '_' | '-'))
-        .collect();
-    (!name.is_empty() && at - head.len() <= 4).then(|| name.chars().rev().collect::<String>().to_ascii_lowercase())
+        .take_while(|b| b.is_ascii_alphanumeric() || matches!(b, b'_' | b'-'))
+        .count();
+    (length >= 3 && at - head.len() <= 4).then(|| &head[head.len() - length..])
+}
+
+fn contains_ignoring_case(name: &str, part: &str) -> bool {
+    name.as_bytes()
+        .windows(part.len())
+        .any(|window| window.eq_ignore_ascii_case(part.as_bytes()))
 }
 
 fn is_random(token: &str) -> bool {
@@ -214,7 +219,7 @@ mod tests {
 
     fn found(text: &str) -> Vec<(String, String)> {
         let mut hits = Vec::new();
-        find(text, &|_| true, &mut hits);
+        find(text, &Places::of(text), &|_| true, &mut hits);
         hits.into_iter()
             .map(|hit| (hit.entity.to_string(), text[hit.start..hit.end].to_string()))
             .collect()
@@ -225,8 +230,15 @@ mod tests {
         let token = ["ghp", "_0123456789abcdefghijABCDEFGHIJ456789"].concat();
         let key = ["AKIA", "IOSFODNN7EXAMPLE"].concat();
         let text = format!("a {token}, {key}; password: hunter2! and client_secret=\"9f8A7b6C5d4E3f2A1b0C\"");
-        let kinds: Vec<String> = found(&text).into_iter().map(|(kind, _)| kind).collect();
-        assert_eq!(kinds, ["ACCESS_TOKEN", "API_KEY", "PASSWORD", "ACCESS_TOKEN"]);
+        let found_kinds: std::collections::BTreeSet<_> = found(&text).into_iter().collect();
+        let expected = [
+            ("ACCESS_TOKEN", "9f8A7b6C5d4E3f2A1b0C"),
+            ("ACCESS_TOKEN", token.as_str()),
+            ("API_KEY", key.as_str()),
+            ("PASSWORD", "hunter2!"),
+        ];
+        let expected = expected.map(|(kind, secret)| (kind.to_string(), secret.to_string()));
+        assert_eq!(found_kinds, expected.into_iter().collect());
         let pem = "x -----BEGIN RSA PRIVATE KEY-----\nMIIE\n-----END RSA PRIVATE KEY----- y";
         assert_eq!(found(pem)[0].1, &pem[2..pem.len() - 2]);
         let cut = "-----BEGIN PRIVATE KEY-----\nMIIE";
