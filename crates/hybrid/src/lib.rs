@@ -3,3 +3,6 @@
 #![forbid(unsafe_code)]
 
 pub mod pii;
+mod redact;
+
+pub use redact::{RestoreMap, Restorer};
