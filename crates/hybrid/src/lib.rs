@@ -3,6 +3,7 @@
 #![forbid(unsafe_code)]
 
 pub mod pii;
+pub mod policy;
 mod redact;
 
 pub use redact::{RestoreMap, Restorer};

@@ -79,6 +79,8 @@ struct Run {
 impl Run {
     /// More groups than any number is written in.
     const MAX_GROUPS: usize = 9;
+    /// Most parts of one run that are judged, which bounds the time for a table of numbers.
+    const MAX_TRIES: usize = 8;
 
     fn at(text: &str, first: usize) -> Option<Self> {
         let bytes = text.as_bytes();
@@ -113,7 +115,8 @@ impl Run {
     fn matches(&self, text: &str, judge: &mut dyn FnMut(&str) -> Option<f32>, kind: &Entity, hits: &mut Vec<Hit>) {
         let count = self.groups.len();
         let mut from = 0;
-        while from < count {
+        let mut tries = 0;
+        while from < count && tries < Self::MAX_TRIES {
             let found = (from + 1..=count).rev().find_map(|to| {
                 let range = self.groups[from].start..self.groups[to - 1].end;
                 let part = &text[range.clone()];
@@ -122,6 +125,7 @@ impl Run {
                 if !(7..=16).contains(&digits) || !self.is_free(text, &range) || !(whole || self.separates(text, from, to)) {
                     return None;
                 }
+                tries += 1;
                 judge(part).map(|score| (to, range, score))
             });
             match found {
@@ -173,13 +177,29 @@ fn is_valid(part: &str, regions: &[Id]) -> bool {
         );
         let code = country_code(*region);
         let from_abroad = digits.len() > 10 && (digits.starts_with(code) || digits.starts_with("00"));
-        // Chinese mobile numbers begin with 1, all others with the trunk prefix.
-        let begins = match region {
-            Id::CN => digits.starts_with(['0', '1']),
-            _ => !needs_trunk || digits.starts_with('0'),
-        };
+        let begins = fits_plan(*region, &digits) && (!needs_trunk || digits.starts_with('0'));
         (begins || from_abroad) && parses(Some(*region), part)
     })
+}
+
+/// False if length or first digits alone exclude the national number, which saves the plan's expressions.
+fn fits_plan(region: Id, digits: &str) -> bool {
+    let first = |set: &[char]| digits.starts_with(set);
+    match (region, digits.len()) {
+        (Id::US | Id::CA, 10) => !first(&['0', '1']) && !digits[3..].starts_with(['0', '1']),
+        (Id::US | Id::CA, 11) => first(&['1']),
+        (Id::US | Id::CA, _) => false,
+        (Id::IN, 10) => !first(&['0', '1']),
+        (Id::IN, 11) => first(&['0']),
+        (Id::BR, length) => (10..=12).contains(&length) || (length == 8 && first(&['2', '3', '4', '5'])),
+        // Chinese mobile numbers begin with 1, all others with the trunk prefix.
+        (Id::CN, length) => (first(&['1']) && length == 11) || (first(&['0']) && (10..=12).contains(&length)),
+        (Id::FR, length) => length == 10,
+        (Id::GB, length) => (10..=11).contains(&length),
+        (Id::IL, length) => (9..=10).contains(&length),
+        (Id::JP, length) => (10..=11).contains(&length),
+        (_, length) => length <= 12,
+    }
 }
 
 fn parses(region: Option<Id>, part: &str) -> bool {
