@@ -48,6 +48,15 @@ pub enum PrefixError {
     Backend(#[from] BackendError),
 }
 
+impl PrefixError {
+    pub(crate) fn other_tokens(path: &Path) -> Self {
+        PrefixError::Foreign {
+            path: path.display().to_string(),
+            what: "another text",
+        }
+    }
+}
+
 pub(crate) fn save(
     path: &Path,
     model: &Model,

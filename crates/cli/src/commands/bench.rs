@@ -4,7 +4,7 @@ use super::load::{LoadArgs, ModelArgs, peak_resident_bytes};
 use crate::error::CliError;
 use crate::output::Output;
 use crate::progress::Bar;
-use ondine_kernels::MachineLimits;
+use ondine_kernels::{MachineLimits, ThreadPool};
 use ondine_runtime::bench::{Bench, Rate, Test};
 use ondine_runtime::backend::MemoryReport;
 use serde_json::{Value, json};
@@ -55,19 +55,17 @@ pub fn run(args: &Args, output: &mut Output) -> Result<(), CliError> {
     let mut decoder = args.load.load_with(&model, &load)?;
     let device = decoder.device().clone();
     let bar = Bar::new(output, "runs");
-    let limits = MachineLimits::measure(device.threads);
+    let limits = MachineLimits::measure(&ThreadPool::new(device.threads));
     let rates = Bench::new(decoder.as_mut()).run(&tests, args.rounds.get() as usize, |done, all| {
         bar.set(done, all, "");
     });
     bar.finish();
     let rates = rates.map_err(|error| CliError::Failed(error.to_string()))?;
     let memory = decoder.memory();
-    let kv_elements = model.spec().kv_elements_per_position() as u64;
-    let kv_bytes = kv_elements * load.kv_type.bits_per_element() as u64 / 8;
     let rows: Vec<Row> = tests
         .iter()
         .zip(&rates)
-        .map(|(&test, &rate)| Row::new(test, rate, &memory, kv_bytes, &limits))
+        .map(|(&test, &rate)| Row::new(test, rate, &memory, &limits))
         .collect();
     if output.is_json() {
         return output.json(&json!({
@@ -132,13 +130,12 @@ impl Row {
         test: Test,
         rate: Rate,
         memory: &MemoryReport,
-        kv_bytes: u64,
         limits: &MachineLimits,
     ) -> Self {
         let bytes_per_token = match test {
             Test::Prefill { .. } => None,
             Test::Decode { tokens, depth } => {
-                Some(memory.read_per_token + kv_bytes * (depth + tokens / 2) as u64)
+                Some(memory.read_per_token + memory.kv_per_position * (depth + tokens / 2) as u64)
             }
         };
         Row {

@@ -3,7 +3,7 @@
 use crate::error::CliError;
 use crate::interrupt;
 use crate::output::Output;
-use ondine_runtime::constraint::Constraint;
+use ondine_runtime::constraint::{Constraint, ConstraintSpec};
 use ondine_runtime::sample::SamplingOptions;
 use ondine_runtime::{
     ContextOverflow, GenerateOptions, GenerationStats, Model, Session, StopReason,
@@ -86,12 +86,12 @@ impl GenerateArgs {
             top_p: self.top_p,
             min_p: self.min_p,
             typical_p: self.typical,
-            repetition_penalty: self.repeat_penalty,
+            repeat_penalty: self.repeat_penalty,
             frequency_penalty: self.frequency_penalty,
             presence_penalty: self.presence_penalty,
             penalty_window: self.repeat_last_n,
             logit_bias: self.logit_bias.clone(),
-            seed: self.seed,
+            seed: self.seed.unwrap_or_else(random_seed),
             ..SamplingOptions::default()
         };
         sampling
@@ -123,18 +123,16 @@ impl GenerateArgs {
             return Ok(None);
         }
         let factory = model.constraints().map_err(failed)?;
-        let constraint = if let Some(path) = &self.json_schema {
-            let schema = serde_json::from_str(&read(path)?)
-                .map_err(|error| CliError::Failed(format!("{}: {error}", path.display())))?;
-            factory.json_schema(&schema)
+        let spec = if let Some(path) = &self.json_schema {
+            ConstraintSpec::JsonSchema(read(path)?)
         } else if let Some(regex) = &self.regex {
-            factory.regex(regex)
+            ConstraintSpec::Regex(regex.clone())
         } else if let Some(path) = &self.grammar {
-            factory.lark(&read(path)?)
+            ConstraintSpec::Lark(read(path)?)
         } else {
             return Ok(None);
         };
-        constraint.map(Some).map_err(failed)
+        factory.build(&spec).map(Some).map_err(failed)
     }
 }
 
@@ -185,6 +183,12 @@ pub fn answer(
         complete: generation.is_complete(),
         stats: *generation.stats(),
     })
+}
+
+/// A seed that differs from run to run: the standard hasher is keyed from the system.
+fn random_seed() -> u64 {
+    use std::hash::{BuildHasher, RandomState};
+    RandomState::new().hash_one(std::process::id())
 }
 
 fn parse_bias(text: &str) -> Result<(u32, f32), String> {

@@ -7,6 +7,7 @@ use ondine_hub::Hub;
 use ondine_runtime::Limits;
 use ondine_runtime::backend::cpu::CpuBackend;
 use ondine_runtime::backend::{Decoder, KvType, LoadOptions};
+use ondine_runtime::gguf::ModelFileError;
 use ondine_runtime::{Model, ModelError};
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -98,6 +99,12 @@ impl LoadArgs {
 
 impl From<ModelError> for CliError {
     fn from(error: ModelError) -> Self {
+        CliError::Failed(error.to_string())
+    }
+}
+
+impl From<ModelFileError> for CliError {
+    fn from(error: ModelFileError) -> Self {
         CliError::Failed(error.to_string())
     }
 }

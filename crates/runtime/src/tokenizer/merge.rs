@@ -117,7 +117,10 @@ impl Merger {
         }
         while let Some(Reverse(candidate)) = heap.pop() {
             let left = candidate.left;
-            let Link { previous, next: right } = links[left as usize];
+            let Link {
+                previous,
+                next: right,
+            } = links[left as usize];
             // A symbol that was merged away has an empty range.
             let current = symbols[left as usize];
             if right == NONE
@@ -168,12 +171,22 @@ mod tests {
             let symbols: Vec<Symbol> = (0..length)
                 .map(|start| {
                     state = state.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
-                    Symbol { id: state >> 26, start, end: start + 1 }
+                    Symbol {
+                        id: state >> 26,
+                        start,
+                        end: start + 1,
+                    }
                 })
                 .collect();
-            let mut scanned = Merger { symbols: symbols.clone(), ..Merger::default() };
+            let mut scanned = Merger {
+                symbols: symbols.clone(),
+                ..Merger::default()
+            };
             scanned.scan(find);
-            let mut heaped = Merger { symbols, ..Merger::default() };
+            let mut heaped = Merger {
+                symbols,
+                ..Merger::default()
+            };
             if length > 0 {
                 heaped.heap(find);
             }

@@ -3,7 +3,7 @@
 use std::collections::HashMap;
 
 use ondine_kernels::{
-    AttentionJob, AttentionParams, Epilogue, MatmulJob, matmul_group,
+    AttentionContext, AttentionJob, AttentionParams, Epilogue, MatmulJob, matmul_group,
     ops::{self, RopeParams, RopeTable, YarnParams, alibi_slopes},
 };
 
@@ -238,8 +238,12 @@ fn attend(
         })
         .collect();
     let rows = scratch.rows;
+    let context = AttentionContext {
+        isa: engine.isa,
+        pool: &engine.pool,
+    };
     ondine_kernels::attention(
-        &engine.context(),
+        &context,
         &params,
         &jobs,
         &scratch.query[..rows * spec.heads * spec.key_dim],

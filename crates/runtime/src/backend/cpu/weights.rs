@@ -4,7 +4,8 @@ use std::collections::HashMap;
 use std::ops::Range;
 use std::sync::Arc;
 
-use ondine_kernels::{PackedMatrix, ShortConvolution, dequantize};
+use ondine_kernels::ops::ShortConvolution;
+use ondine_kernels::{PackedMatrix, dequantize};
 
 use crate::gguf::{ModelFile, ModelFileError, TensorInfo};
 use crate::model::{self, Experts, FeedForward, GatedFeedForward, Linear, Mixer, ModelSpec, Norm};
@@ -371,6 +372,7 @@ impl<'a> Loader<'a> {
                 file: source.name().to_owned(),
                 source: error,
             })?;
+        source.release(range);
         Ok(read(&copy))
     }
 }
