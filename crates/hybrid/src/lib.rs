@@ -6,5 +6,6 @@ pub mod egress;
 pub mod pii;
 pub mod policy;
 mod redact;
+pub mod route;
 
 pub use redact::{RestoreMap, Restorer};

@@ -23,6 +23,8 @@ mod policy;
 mod pull;
 #[cfg(feature = "hybrid")]
 mod redact;
+#[cfg(feature = "hybrid")]
+mod route;
 mod run;
 mod tokenize;
 
@@ -56,6 +58,9 @@ pub enum Command {
     /// Check a policy, or start from one
     #[cfg(feature = "hybrid")]
     Policy(policy::Args),
+    /// Say where a prompt would be answered, and why
+    #[cfg(feature = "hybrid")]
+    Route(route::Args),
     /// Print a completion script for a shell
     #[cfg(feature = "completions")]
     Completions(completions::Args),
@@ -85,6 +90,8 @@ pub fn run(command: Command, output: &mut Output) -> Result<(), CliError> {
         Command::Redact(args) => redact::run(&args, output),
         #[cfg(feature = "hybrid")]
         Command::Policy(args) => policy::run(&args, output),
+        #[cfg(feature = "hybrid")]
+        Command::Route(args) => route::run(&args, output),
         #[cfg(feature = "completions")]
         Command::Completions(args) => completions::run(&args, output),
         #[cfg(feature = "completions")]
