@@ -5,14 +5,21 @@ use ondine_hybrid::pii::{ScanOptions, Scanner};
 /// Time that this process ran, so that other programs on the machine do not count.
 fn processor_seconds() -> f64 {
     let schedule = std::fs::read_to_string("/proc/self/schedstat").expect("a Linux kernel");
-    let nanoseconds: f64 = schedule.split(' ').next().and_then(|n| n.parse().ok()).expect("a number");
+    let nanoseconds: f64 = schedule
+        .split(' ')
+        .next()
+        .and_then(|n| n.parse().ok())
+        .expect("a number");
     nanoseconds / 1e9
 }
 
 fn main() {
     let path = std::env::args().nth(1).expect("a text file");
     let text = std::fs::read_to_string(path).expect("readable UTF-8");
-    let options = ScanOptions { min_confidence: ScanOptions::ORDINARY, ..ScanOptions::default() };
+    let options = ScanOptions {
+        min_confidence: ScanOptions::ORDINARY,
+        ..ScanOptions::default()
+    };
     let scanner = Scanner::new(options).expect("patterns compile");
     let mut counts = std::collections::BTreeMap::new();
     for finding in scanner.scan(&text) {
@@ -26,5 +33,9 @@ fn main() {
             processor_seconds() - start
         })
         .fold(f64::INFINITY, f64::min);
-    println!("{:.1} MB, {:.1} MB/s", text.len() as f64 / 1e6, text.len() as f64 / 1e6 / best);
+    println!(
+        "{:.1} MB, {:.1} MB/s",
+        text.len() as f64 / 1e6,
+        text.len() as f64 / 1e6 / best
+    );
 }

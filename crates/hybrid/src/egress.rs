@@ -29,7 +29,9 @@
 //! grows stricter.
 
 use crate::RestoreMap;
-use crate::pii::{DataClass, Dictionary, Entity, Finding, ScanError, ScanOptions, Scanner, StreamScanner};
+use crate::pii::{
+    DataClass, Dictionary, Entity, Finding, ScanError, ScanOptions, Scanner, StreamScanner,
+};
 use crate::policy::{Policy, Provider, Rule};
 use serde::Serialize;
 use serde_json::{Value, json};
@@ -124,7 +126,10 @@ impl Gate {
     /// # Errors
     /// [`ScanError`] when a dictionary of the policy cannot be used.
     pub fn new(policy: Policy) -> Result<Self, ScanError> {
-        let options = ScanOptions { min_confidence: policy.scanner.min_confidence, ..ScanOptions::default() };
+        let options = ScanOptions {
+            min_confidence: policy.scanner.min_confidence,
+            ..ScanOptions::default()
+        };
         let mut scanner = Scanner::new(options)?;
         for (kind, words) in &policy.scanner.dictionaries {
             scanner = scanner.with_dictionary(Dictionary::new(Entity::named(kind), words)?);
@@ -142,11 +147,16 @@ impl Gate {
         let mut label = Label::default();
         for text in conversation.texts() {
             match self.scan(&text) {
-                Ok(findings) => label.classes.extend(findings.iter().map(|finding| finding.entity.class())),
+                Ok(findings) => label
+                    .classes
+                    .extend(findings.iter().map(|finding| finding.entity.class())),
                 Err(_) => label.local_only = true,
             }
         }
-        label.local_only |= label.classes.iter().any(|class| self.policy.rule(*class) == Rule::LocalOnly);
+        label.local_only |= label
+            .classes
+            .iter()
+            .any(|class| self.policy.rule(*class) == Rule::LocalOnly);
         label
     }
 
@@ -162,15 +172,29 @@ impl Gate {
     ///
     /// # Errors
     /// As [`Gate::admit`]; also where the earlier attempt was kept.
-    pub fn readmit(&self, earlier: &Label, conversation: &Conversation, provider: &str) -> Result<CloudRequest, Kept> {
+    pub fn readmit(
+        &self,
+        earlier: &Label,
+        conversation: &Conversation,
+        provider: &str,
+    ) -> Result<CloudRequest, Kept> {
         if earlier.local_only {
             return Err(Kept::Label);
         }
         self.admit_labelled(conversation, provider, earlier.clone())
     }
 
-    fn admit_labelled(&self, conversation: &Conversation, provider: &str, mut label: Label) -> Result<CloudRequest, Kept> {
-        let allowed = self.policy.providers().iter().find(|known| known.name == provider && !self.policy.offline.always);
+    fn admit_labelled(
+        &self,
+        conversation: &Conversation,
+        provider: &str,
+        mut label: Label,
+    ) -> Result<CloudRequest, Kept> {
+        let allowed = self
+            .policy
+            .providers()
+            .iter()
+            .find(|known| known.name == provider && !self.policy.offline.always);
         let Some(provider) = allowed else {
             return Err(Kept::Provider(provider.to_string()));
         };
@@ -180,13 +204,19 @@ impl Gate {
             let mut findings = self.scan(text)?;
             let found = findings.iter().map(|finding| finding.entity.class());
             label.classes.extend(found.clone());
-            private.extend(found.filter(|class| self.policy.rule_at(*class, provider) == Rule::LocalOnly));
-            findings.retain(|finding| self.policy.rule_at(finding.entity.class(), provider) != Rule::Allow);
+            private.extend(
+                found.filter(|class| self.policy.rule_at(*class, provider) == Rule::LocalOnly),
+            );
+            findings.retain(|finding| {
+                self.policy.rule_at(finding.entity.class(), provider) != Rule::Allow
+            });
             Ok(restore.redact(text, &findings))
         };
         let mut messages = Vec::new();
         for message in &conversation.messages {
-            messages.push(json!({"role": replace(&message.role)?, "content": replace(&message.content)?}));
+            messages.push(
+                json!({"role": replace(&message.role)?, "content": replace(&message.content)?}),
+            );
         }
         if let Some(prefix) = &conversation.local_prefix {
             messages.push(json!({"role": "assistant", "content": replace(prefix)?}));
@@ -201,7 +231,12 @@ impl Gate {
             return Err(Kept::Rule(private));
         }
         let body = Value::Object(body).to_string();
-        Ok(CloudRequest { body, provider: provider.clone(), label, restore })
+        Ok(CloudRequest {
+            body,
+            provider: provider.clone(),
+            label,
+            restore,
+        })
     }
 
     /// The findings that count, or an error if the time is over.
@@ -216,7 +251,9 @@ impl Gate {
         let mut rest = text;
         // A scan is linear, so it is enough to look at the clock between pieces.
         while !rest.is_empty() {
-            let cut = (16_384.min(rest.len())..=rest.len()).find(|at| rest.is_char_boundary(*at)).unwrap_or(rest.len());
+            let cut = (16_384.min(rest.len())..=rest.len())
+                .find(|at| rest.is_char_boundary(*at))
+                .unwrap_or(rest.len());
             findings.extend(stream.push(&rest[..cut]));
             rest = &rest[cut..];
             if begin.elapsed() > limit {
@@ -234,18 +271,28 @@ impl Gate {
 impl Conversation {
     /// Every text that would be sent.
     fn texts(&self) -> Vec<String> {
-        let messages = self.messages.iter().flat_map(|m| [m.role.clone(), m.content.clone()]);
+        let messages = self
+            .messages
+            .iter()
+            .flat_map(|m| [m.role.clone(), m.content.clone()]);
         let extra = (!self.extra.is_empty()).then(|| Value::Object(self.extra.clone()).to_string());
-        messages.chain(self.local_prefix.clone()).chain(extra).collect()
+        messages
+            .chain(self.local_prefix.clone())
+            .chain(extra)
+            .collect()
     }
 }
 
 /// `value` with every text in it replaced, keys too.
-fn replaced(value: &Value, replace: &mut dyn FnMut(&str) -> Result<String, Kept>) -> Result<Value, Kept> {
+fn replaced(
+    value: &Value,
+    replace: &mut dyn FnMut(&str) -> Result<String, Kept>,
+) -> Result<Value, Kept> {
     Ok(match value {
         Value::String(text) => Value::String(replace(text)?),
         Value::Array(items) => {
-            let items: Result<Vec<Value>, Kept> = items.iter().map(|item| replaced(item, replace)).collect();
+            let items: Result<Vec<Value>, Kept> =
+                items.iter().map(|item| replaced(item, replace)).collect();
             Value::Array(items?)
         }
         Value::Object(map) => {
@@ -259,7 +306,11 @@ fn replaced(value: &Value, replace: &mut dyn FnMut(&str) -> Result<String, Kept>
         Value::Number(number) => {
             let text = number.to_string();
             let clean = replace(&text)?;
-            if clean == text { value.clone() } else { Value::String(clean) }
+            if clean == text {
+                value.clone()
+            } else {
+                Value::String(clean)
+            }
         }
         Value::Null | Value::Bool(_) => value.clone(),
     })
@@ -355,7 +406,10 @@ impl<T: Transport> Egress<T> {
         if !held.is_empty() {
             return Err(Kept::Rescan(held));
         }
-        let cleared = Cleared { bytes: request.body.as_bytes(), provider: &request.provider };
+        let cleared = Cleared {
+            bytes: request.body.as_bytes(),
+            provider: &request.provider,
+        };
         Ok(self.transport.send(cleared))
     }
 }

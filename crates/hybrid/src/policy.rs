@@ -121,7 +121,11 @@ fn default_timeout() -> u64 {
 
 impl Default for ScannerRules {
     fn default() -> Self {
-        Self { min_confidence: default_confidence(), timeout_ms: default_timeout(), dictionaries: BTreeMap::new() }
+        Self {
+            min_confidence: default_confidence(),
+            timeout_ms: default_timeout(),
+            dictionaries: BTreeMap::new(),
+        }
     }
 }
 
@@ -245,15 +249,23 @@ impl Policy {
     /// [`PolicyError`] names the line or key and what to change.
     pub fn parse(text: &str) -> Result<Self, PolicyError> {
         if text.len() > Self::MAX_BYTES {
-            return Err(PolicyError::Syntax(format!("it has more than {} bytes", Self::MAX_BYTES)));
+            return Err(PolicyError::Syntax(format!(
+                "it has more than {} bytes",
+                Self::MAX_BYTES
+            )));
         }
-        let file: File = toml::from_str(text).map_err(|error| PolicyError::Syntax(error.to_string().trim().to_string()))?;
+        let file: File = toml::from_str(text)
+            .map_err(|error| PolicyError::Syntax(error.to_string().trim().to_string()))?;
         check(&file)?;
         let default = file.default.unwrap_or(Rule::LocalOnly);
         let mut rules: BTreeMap<_, _> = DataClass::ALL.map(|class| (class, default)).into();
         rules.extend(file.classes);
         let regions = file.regions;
-        let in_region = |provider: &Provider| regions.as_ref().is_none_or(|regions| regions.contains(&provider.region));
+        let in_region = |provider: &Provider| {
+            regions
+                .as_ref()
+                .is_none_or(|regions| regions.contains(&provider.region))
+        };
         Ok(Self {
             name: file.name,
             currency: file.currency,
@@ -308,11 +320,19 @@ impl Policy {
 }
 
 fn check(file: &File) -> Result<(), PolicyError> {
-    let wrong = |key: &str, reason: &str| Err(PolicyError::Meaning { key: key.into(), reason: reason.into() });
+    let wrong = |key: &str, reason: &str| {
+        Err(PolicyError::Meaning {
+            key: key.into(),
+            reason: reason.into(),
+        })
+    };
     if file.version != 1 {
         return wrong("version", "only version 1 is known");
     }
-    if file.quality_target.is_some_and(|target| !(0.0..=1.0).contains(&target)) {
+    if file
+        .quality_target
+        .is_some_and(|target| !(0.0..=1.0).contains(&target))
+    {
         return wrong("quality_target", "it must lie between 0 and 1");
     }
     if !(0.0..=1.0).contains(&file.scanner.min_confidence) {
@@ -321,11 +341,23 @@ fn check(file: &File) -> Result<(), PolicyError> {
     if file.scanner.timeout_ms == 0 {
         return wrong("scanner.timeout_ms", "a scan needs at least 1 ms");
     }
-    if file.classes.get(&DataClass::Secret).or(file.default.as_ref()) == Some(&Rule::Allow) {
-        return wrong("classes.secret", "secrets may never leave as they are; use placeholder or local_only");
+    if file
+        .classes
+        .get(&DataClass::Secret)
+        .or(file.default.as_ref())
+        == Some(&Rule::Allow)
+    {
+        return wrong(
+            "classes.secret",
+            "secrets may never leave as they are; use placeholder or local_only",
+        );
     }
     let amounts = [file.budgets.money_per_day, file.budgets.joules_per_request];
-    if amounts.into_iter().flatten().any(|amount| !amount.is_finite() || amount < 0.0) {
+    if amounts
+        .into_iter()
+        .flatten()
+        .any(|amount| !amount.is_finite() || amount < 0.0)
+    {
         return wrong("budgets", "amounts must be finite and not negative");
     }
     let mut names = BTreeSet::new();
@@ -335,23 +367,47 @@ fn check(file: &File) -> Result<(), PolicyError> {
             return wrong(&key("name"), "each provider needs a name of its own");
         }
         if !is_safe_endpoint(&provider.endpoint) {
-            return wrong(&key("endpoint"), "it must begin with https://, or with http:// and a loopback address");
+            return wrong(
+                &key("endpoint"),
+                "it must begin with https://, or with http:// and a loopback address",
+            );
         }
-        if [provider.input_price, provider.output_price].iter().any(|price| !price.is_finite() || *price < 0.0) {
-            return wrong(&key("input_price"), "prices must be finite and not negative");
+        if [provider.input_price, provider.output_price]
+            .iter()
+            .any(|price| !price.is_finite() || *price < 0.0)
+        {
+            return wrong(
+                &key("input_price"),
+                "prices must be finite and not negative",
+            );
         }
-        if provider.key_env.as_ref().is_some_and(|name| !name.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'_')) {
-            return wrong(&key("key_env"), "it must name an environment variable, not hold a key");
+        if provider
+            .key_env
+            .as_ref()
+            .is_some_and(|name| !name.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'_'))
+        {
+            return wrong(
+                &key("key_env"),
+                "it must name an environment variable, not hold a key",
+            );
         }
     }
     if file.providers.is_empty() && file.tasks.values().any(|place| *place == Place::Cloud) {
-        return wrong("tasks", "a task is pinned to the cloud, but there is no provider");
+        return wrong(
+            "tasks",
+            "a task is pinned to the cloud, but there is no provider",
+        );
     }
     Ok(())
 }
 
 fn is_safe_endpoint(endpoint: &str) -> bool {
-    let host = |rest: &str| rest.split(['/', '?', '#']).next().unwrap_or_default().to_string();
+    let host = |rest: &str| {
+        rest.split(['/', '?', '#'])
+            .next()
+            .unwrap_or_default()
+            .to_string()
+    };
     if let Some(rest) = endpoint.strip_prefix("https://") {
         return !host(rest).is_empty() && !host(rest).contains('@');
     }
@@ -359,7 +415,9 @@ fn is_safe_endpoint(endpoint: &str) -> bool {
         return false;
     };
     let host = host(rest);
-    let name = host.rsplit_once(':').map_or(host.as_str(), |(name, _)| name);
+    let name = host
+        .rsplit_once(':')
+        .map_or(host.as_str(), |(name, _)| name);
     matches!(name, "localhost" | "127.0.0.1" | "[::1]")
 }
 
@@ -385,8 +443,14 @@ mod tests {
             ("version = 1\n[classes]\nhealth = \"alow\"", "alow"),
             ("version = 2", "version"),
             ("version = 1\ndefault = \"allow\"", "classes.secret"),
-            ("version = 1\n[scanner]\nmin_confidence = 2.0", "scanner.min_confidence"),
-            ("version = 1\n[[providers]]\nname = \"a\"\nendpoint = \"http://a.example\"\nmodel = \"m\"\nregion = \"eu\"", "endpoint"),
+            (
+                "version = 1\n[scanner]\nmin_confidence = 2.0",
+                "scanner.min_confidence",
+            ),
+            (
+                "version = 1\n[[providers]]\nname = \"a\"\nendpoint = \"http://a.example\"\nmodel = \"m\"\nregion = \"eu\"",
+                "endpoint",
+            ),
             ("version = 1\n[tasks]\nmail = \"cloud\"", "tasks"),
             ("version = 1\n[logging]\nprompts = true", "prompts"),
         ] {
@@ -398,13 +462,33 @@ mod tests {
     #[test]
     fn no_policy_lets_nothing_out_and_the_schema_is_json() {
         let policy = Policy::local_only();
-        assert!(DataClass::ALL.iter().all(|class| policy.rule(*class) == Rule::LocalOnly));
+        assert!(
+            DataClass::ALL
+                .iter()
+                .all(|class| policy.rule(*class) == Rule::LocalOnly)
+        );
         assert!(policy.providers().is_empty());
         let schema: serde_json::Value = serde_json::from_str(SCHEMA).unwrap();
-        let keys: BTreeSet<&str> = schema["properties"].as_object().unwrap().keys().map(String::as_str).collect();
+        let keys: BTreeSet<&str> = schema["properties"]
+            .as_object()
+            .unwrap()
+            .keys()
+            .map(String::as_str)
+            .collect();
         for key in [
-            "version", "name", "currency", "quality_target", "default", "classes", "regions", "providers", "tasks", "budgets", "scanner",
-            "offline", "logging",
+            "version",
+            "name",
+            "currency",
+            "quality_target",
+            "default",
+            "classes",
+            "regions",
+            "providers",
+            "tasks",
+            "budgets",
+            "scanner",
+            "offline",
+            "logging",
         ] {
             assert!(keys.contains(key), "{key}");
         }

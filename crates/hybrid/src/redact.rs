@@ -39,12 +39,17 @@ impl RestoreMap {
 
     /// As [`RestoreMap::restore`] for text that arrives in pieces.
     pub fn restorer(&self) -> Restorer<'_> {
-        Restorer { map: self, held: String::new() }
+        Restorer {
+            map: self,
+            held: String::new(),
+        }
     }
 
     /// Placeholders and originals.
     pub fn entries(&self) -> impl Iterator<Item = (&str, &str)> {
-        self.originals.iter().map(|(placeholder, original)| (placeholder.as_str(), original.as_str()))
+        self.originals
+            .iter()
+            .map(|(placeholder, original)| (placeholder.as_str(), original.as_str()))
     }
 
     /// True if nothing was replaced.
@@ -54,7 +59,11 @@ impl RestoreMap {
 
     fn placeholder(&mut self, entity: &str, original: &str, text: &str) -> String {
         let prefix = format!("<{entity}_");
-        let of_kind = || self.originals.iter().filter(|(known, _)| known.starts_with(&prefix));
+        let of_kind = || {
+            self.originals
+                .iter()
+                .filter(|(known, _)| known.starts_with(&prefix))
+        };
         if let Some((known, _)) = of_kind().find(|(_, known)| *known == original) {
             return known.clone();
         }
@@ -140,7 +149,10 @@ fn merged(findings: &[Finding]) -> Vec<(Range<usize>, String)> {
             _ => merged.push((finding.start..finding.end, finding)),
         }
     }
-    merged.into_iter().map(|(range, finding)| (range, finding.entity.to_string())).collect()
+    merged
+        .into_iter()
+        .map(|(range, finding)| (range, finding.entity.to_string()))
+        .collect()
 }
 
 #[cfg(test)]
@@ -150,12 +162,17 @@ mod tests {
     use proptest::prelude::*;
 
     fn scanner() -> Scanner {
-        Scanner::new(ScanOptions { min_confidence: 0.4, ..ScanOptions::default() }).unwrap()
+        Scanner::new(ScanOptions {
+            min_confidence: 0.4,
+            ..ScanOptions::default()
+        })
+        .unwrap()
     }
 
     #[test]
     fn one_placeholder_an_original_and_back() {
-        let text = "a@example.org wrote to b@example.org; a@example.org waits. <EMAIL_ADDRESS_3> stays.";
+        let text =
+            "a@example.org wrote to b@example.org; a@example.org waits. <EMAIL_ADDRESS_3> stays.";
         let mut map = RestoreMap::default();
         let redacted = map.redact(text, &scanner().scan(text));
         assert_eq!(
@@ -163,7 +180,10 @@ mod tests {
             "<EMAIL_ADDRESS_1> wrote to <EMAIL_ADDRESS_2>; <EMAIL_ADDRESS_1> waits. <EMAIL_ADDRESS_3> stays."
         );
         assert_eq!(map.restore(&redacted), text);
-        assert_eq!(map.restore("1 < 2 <b> <EMAIL_ADDRESS_2"), "1 < 2 <b> <EMAIL_ADDRESS_2");
+        assert_eq!(
+            map.restore("1 < 2 <b> <EMAIL_ADDRESS_2"),
+            "1 < 2 <b> <EMAIL_ADDRESS_2"
+        );
     }
 
     proptest! {

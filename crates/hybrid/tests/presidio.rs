@@ -23,15 +23,26 @@ fn every_recorded_case() {
     let mut count = 0;
     for line in include_str!("data/presidio_cases.jsonl").lines() {
         let case: Case = serde_json::from_str(line).unwrap();
-        if case.config.get("leniency").is_some_and(|leniency| leniency != "1") {
+        if case
+            .config
+            .get("leniency")
+            .is_some_and(|leniency| leniency != "1")
+        {
             // The grouping rules of libphonenumber's stricter levels are not offered.
             continue;
         }
         count += 1;
-        let strict = case.config.get("strict_checksum").is_some_and(|strict| strict == "True");
+        let strict = case
+            .config
+            .get("strict_checksum")
+            .is_some_and(|strict| strict == "True");
         let options = ScanOptions {
             entities: Some([Entity::named(&case.entity)].into()),
-            strictness: if strict { Strictness::Strict } else { Strictness::Lenient },
+            strictness: if strict {
+                Strictness::Strict
+            } else {
+                Strictness::Lenient
+            },
             ..ScanOptions::default()
         };
         let scanner = scanner.with_options(options);
@@ -45,7 +56,10 @@ fn every_recorded_case() {
             expected.sort_by(|a, b| a.partial_cmp(b).unwrap());
             found.sort_by(|a, b| a.partial_cmp(b).unwrap());
             if found != expected {
-                failures.push(format!("{} {:?}: {found:?} instead of {expected:?}", case.entity, case.text));
+                failures.push(format!(
+                    "{} {:?}: {found:?} instead of {expected:?}",
+                    case.entity, case.text
+                ));
             }
         } else {
             let found = scanner.validate(&Entity::named(&case.entity), &case.text);
@@ -55,9 +69,17 @@ fn every_recorded_case() {
                 None => found != Some(Validity::Valid),
             };
             if !agrees {
-                failures.push(format!("{} {:?}: {found:?} instead of {:?}", case.entity, case.text, case.result));
+                failures.push(format!(
+                    "{} {:?}: {found:?} instead of {:?}",
+                    case.entity, case.text, case.result
+                ));
             }
         }
     }
-    assert!(failures.is_empty(), "{} of {count} failed:\n{}", failures.len(), failures.join("\n"));
+    assert!(
+        failures.is_empty(),
+        "{} of {count} failed:\n{}",
+        failures.len(),
+        failures.join("\n")
+    );
 }

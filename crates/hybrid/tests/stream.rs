@@ -18,7 +18,9 @@ fn a_long_text_in_any_pieces() {
         let mut found = Vec::new();
         let mut rest = text.as_str();
         while !rest.is_empty() {
-            let cut = (size.min(rest.len())..=rest.len()).find(|at| rest.is_char_boundary(*at)).unwrap();
+            let cut = (size.min(rest.len())..=rest.len())
+                .find(|at| rest.is_char_boundary(*at))
+                .unwrap();
             found.extend(stream.push(&rest[..cut]));
             rest = &rest[cut..];
         }
@@ -31,10 +33,19 @@ fn a_long_text_in_any_pieces() {
 fn a_number_across_every_window_edge_is_found() {
     let card = "4111 1111 1111 1111";
     for shift in 0..card.len() {
-        let text = format!("{}{card} {}", "x ".repeat((65_536 - shift) / 2), "y ".repeat(20_000));
+        let text = format!(
+            "{}{card} {}",
+            "x ".repeat((65_536 - shift) / 2),
+            "y ".repeat(20_000)
+        );
         let found = scanner().scan(&text);
         let at = text.find(card).unwrap();
-        assert!(found.iter().any(|f| f.entity.name() == "CREDIT_CARD" && f.start == at), "shift {shift}");
+        assert!(
+            found
+                .iter()
+                .any(|f| f.entity.name() == "CREDIT_CARD" && f.start == at),
+            "shift {shift}"
+        );
     }
 }
 

@@ -46,12 +46,15 @@ pub fn run(args: &Args, output: &mut Output) -> Result<(), CliError> {
         Action::Schema => output.write(SCHEMA),
         Action::Example { name } => match EXAMPLES.iter().find(|(known, _)| known == name) {
             Some((_, text)) => output.write(text),
-            None => Err(CliError::Usage(format!("{name} is no example; there are health, children and office"))),
+            None => Err(CliError::Usage(format!(
+                "{name} is no example; there are health, children and office"
+            ))),
         },
         Action::Check { file } => {
-            let text = std::fs::read_to_string(file).map_err(|error| CliError::Failed(format!("{}: {error}", file.display())))?;
-            let policy =
-                Policy::parse(&text).map_err(|error| CliError::Refused(format!("{}: {error}", file.display())))?;
+            let text = std::fs::read_to_string(file)
+                .map_err(|error| CliError::Failed(format!("{}: {error}", file.display())))?;
+            let policy = Policy::parse(&text)
+                .map_err(|error| CliError::Refused(format!("{}: {error}", file.display())))?;
             show(&policy, output)
         }
     }
@@ -63,10 +66,19 @@ fn show(policy: &Policy, output: &mut Output) -> Result<(), CliError> {
         .iter()
         .map(|class| (name(json!(class)), name(json!(policy.rule(*class)))))
         .collect();
-    let providers: Vec<&str> = policy.providers().iter().map(|provider| provider.name.as_str()).collect();
+    let providers: Vec<&str> = policy
+        .providers()
+        .iter()
+        .map(|provider| provider.name.as_str())
+        .collect();
     if output.is_json() {
-        let rules: serde_json::Map<String, Value> = rules.into_iter().map(|(class, rule)| (class, json!(rule))).collect();
-        return output.json(&json!({"name": policy.name(), "rules": rules, "providers": providers, "valid": true}));
+        let rules: serde_json::Map<String, Value> = rules
+            .into_iter()
+            .map(|(class, rule)| (class, json!(rule)))
+            .collect();
+        return output.json(
+            &json!({"name": policy.name(), "rules": rules, "providers": providers, "valid": true}),
+        );
     }
     output.line(&format!("{}: valid", policy.name()))?;
     for (class, rule) in rules {

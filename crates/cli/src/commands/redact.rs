@@ -3,7 +3,9 @@
 use crate::error::CliError;
 use crate::output::Output;
 use ondine_hybrid::RestoreMap;
-use ondine_hybrid::pii::{Dictionary, Entity, Finding, ScanError, ScanOptions, Scanner, Strictness};
+use ondine_hybrid::pii::{
+    Dictionary, Entity, Finding, ScanError, ScanOptions, Scanner, Strictness,
+};
 use serde::Deserialize;
 use serde_json::{Value, json};
 use std::collections::{BTreeMap, BTreeSet};
@@ -74,8 +76,9 @@ const MAX_INPUT: u64 = 1 << 30;
 /// `Usage` for kinds that do not exist, `Failed` when a file cannot be read or written.
 pub fn run(args: &Args, output: &mut Output) -> Result<(), CliError> {
     if let Some(path) = &args.restore {
-        let map: RestoreMap = serde_json::from_str(&read(path)?)
-            .map_err(|error| CliError::Failed(format!("{}: no restore map: {error}", path.display())))?;
+        let map: RestoreMap = serde_json::from_str(&read(path)?).map_err(|error| {
+            CliError::Failed(format!("{}: no restore map: {error}", path.display()))
+        })?;
         return output.write(&map.restore(&input(args)?));
     }
     let scanner = scanner(args)?;
@@ -93,7 +96,10 @@ pub fn run(args: &Args, output: &mut Output) -> Result<(), CliError> {
     let mut map = RestoreMap::default();
     let redacted = map.redact(&text, &findings);
     if let Some(path) = &args.restore_map {
-        write_private(path, &serde_json::to_string_pretty(&map).unwrap_or_default())?;
+        write_private(
+            path,
+            &serde_json::to_string_pretty(&map).unwrap_or_default(),
+        )?;
     }
     if output.is_json() {
         output.json(&json!({"text": redacted, "spans": spans(&findings), "placeholders": map.entries().count()}))
@@ -106,14 +112,23 @@ fn lines(args: &Args, scanner: &Scanner, output: &mut Output) -> Result<(), CliE
     let mut line = String::new();
     let mut number = 0;
     let mut reader: Box<dyn BufRead> = match &args.file {
-        Some(path) => Box::new(std::io::BufReader::new(std::fs::File::open(path).map_err(|error| failed(path, &error))?)),
+        Some(path) => Box::new(std::io::BufReader::new(
+            std::fs::File::open(path).map_err(|error| failed(path, &error))?,
+        )),
         None => Box::new(stdin().lock()),
     };
     loop {
         line.clear();
         number += 1;
-        let at = |error: &dyn std::fmt::Display| CliError::Failed(format!("line {number}: {error}"));
-        if reader.by_ref().take(MAX_INPUT).read_line(&mut line).map_err(|error| at(&error))? == 0 {
+        let at =
+            |error: &dyn std::fmt::Display| CliError::Failed(format!("line {number}: {error}"));
+        if reader
+            .by_ref()
+            .take(MAX_INPUT)
+            .read_line(&mut line)
+            .map_err(|error| at(&error))?
+            == 0
+        {
             return Ok(());
         }
         if line.trim().is_empty() {
@@ -137,31 +152,51 @@ fn lines(args: &Args, scanner: &Scanner, output: &mut Output) -> Result<(), CliE
 }
 
 fn is_true(value: &Value) -> bool {
-    value.as_bool().unwrap_or(false) || value.as_str().is_some_and(|text| text.eq_ignore_ascii_case("true"))
+    value.as_bool().unwrap_or(false)
+        || value
+            .as_str()
+            .is_some_and(|text| text.eq_ignore_ascii_case("true"))
 }
 
 fn scanner(args: &Args) -> Result<Scanner, CliError> {
     let failed = |error: ScanError| CliError::Failed(error.to_string());
     let everything = args.all_entities || args.jsonl || !args.entities.is_empty();
-    let default = if everything { 0.0 } else { ScanOptions::ORDINARY };
-    let entities: BTreeSet<Entity> = args.entities.iter().map(|name| Entity::named(name.trim())).collect();
+    let default = if everything {
+        0.0
+    } else {
+        ScanOptions::ORDINARY
+    };
+    let entities: BTreeSet<Entity> = args
+        .entities
+        .iter()
+        .map(|name| Entity::named(name.trim()))
+        .collect();
     let options = ScanOptions {
         entities: (!entities.is_empty()).then(|| entities.clone()),
         min_confidence: args.min_score.unwrap_or(default),
-        strictness: if args.strict { Strictness::Strict } else { Strictness::Lenient },
+        strictness: if args.strict {
+            Strictness::Strict
+        } else {
+            Strictness::Lenient
+        },
     };
     let mut scanner = Scanner::new(options).map_err(failed)?;
     let mut known = scanner.known_entities();
     for dictionary in &args.dictionary {
         let Some((kind, file)) = dictionary.split_once('=') else {
-            return Err(CliError::Usage(format!("--dictionary {dictionary}: write KIND=FILE")));
+            return Err(CliError::Usage(format!(
+                "--dictionary {dictionary}: write KIND=FILE"
+            )));
         };
         let words = read(Path::new(file))?;
         known.insert(Entity::named(kind));
-        scanner = scanner.with_dictionary(Dictionary::new(Entity::named(kind), words.lines()).map_err(failed)?);
+        scanner = scanner
+            .with_dictionary(Dictionary::new(Entity::named(kind), words.lines()).map_err(failed)?);
     }
     match entities.difference(&known).next() {
-        Some(unknown) => Err(CliError::Usage(format!("{unknown} is no known kind; `ondine redact --list` names them"))),
+        Some(unknown) => Err(CliError::Usage(format!(
+            "{unknown} is no known kind; `ondine redact --list` names them"
+        ))),
         None => Ok(scanner),
     }
 }
@@ -188,17 +223,27 @@ fn input(args: &Args) -> Result<String, CliError> {
         Some(path) => read(path),
         None => {
             let mut text = String::new();
-            let error = |error: std::io::Error| CliError::Failed(format!("standard input: {error}"));
-            stdin().lock().take(MAX_INPUT).read_to_string(&mut text).map_err(error)?;
+            let error =
+                |error: std::io::Error| CliError::Failed(format!("standard input: {error}"));
+            stdin()
+                .lock()
+                .take(MAX_INPUT)
+                .read_to_string(&mut text)
+                .map_err(error)?;
             Ok(text)
         }
     }
 }
 
 fn read(path: &Path) -> Result<String, CliError> {
-    let size = std::fs::metadata(path).map_err(|error| failed(path, &error))?.len();
+    let size = std::fs::metadata(path)
+        .map_err(|error| failed(path, &error))?
+        .len();
     if size > MAX_INPUT {
-        return Err(CliError::Failed(format!("{}: larger than 1 GiB; split it", path.display())));
+        return Err(CliError::Failed(format!(
+            "{}: larger than 1 GiB; split it",
+            path.display()
+        )));
     }
     std::fs::read_to_string(path).map_err(|error| failed(path, &error))
 }

@@ -5,7 +5,8 @@ use crate::output::Output;
 use ondine_hybrid::egress::{Conversation, Gate, Message};
 use ondine_hybrid::policy::Policy;
 use ondine_hybrid::route::{
-    Calibration, Candidate, CapabilityModel, Conditions, LatencyProfile, Needs, Receipt, Router, Task, Tier,
+    Calibration, Candidate, CapabilityModel, Conditions, LatencyProfile, Needs, Receipt, Router,
+    Task, Tier,
 };
 use std::io::{Read, stdin};
 use std::path::{Path, PathBuf};
@@ -57,36 +58,56 @@ const BYTES_PER_TOKEN: usize = 4;
 /// `Refused` if no place may answer or the policy is none, `Failed` when a file cannot be read.
 pub fn run(args: &Args, output: &mut Output) -> Result<(), CliError> {
     let policy = match &args.policy {
-        Some(path) => Policy::parse(&read(path)?).map_err(|error| CliError::Refused(format!("{}: {error}", path.display())))?,
+        Some(path) => Policy::parse(&read(path)?)
+            .map_err(|error| CliError::Refused(format!("{}: {error}", path.display())))?,
         None => Policy::local_only(),
     };
     let mut prompt = String::new();
     match &args.prompt {
         Some(text) => prompt.clone_from(text),
         None => {
-            let read = stdin().lock().take(Gate::MAX_BYTES as u64).read_to_string(&mut prompt);
+            let read = stdin()
+                .lock()
+                .take(Gate::MAX_BYTES as u64)
+                .read_to_string(&mut prompt);
             read.map_err(|error| CliError::Failed(format!("standard input: {error}")))?;
         }
     }
     let candidates = match &args.candidates {
-        Some(path) => serde_json::from_str(&read(path)?)
-            .map_err(|error| CliError::Failed(format!("{}: no candidates: {error}", path.display())))?,
+        Some(path) => serde_json::from_str(&read(path)?).map_err(|error| {
+            CliError::Failed(format!("{}: no candidates: {error}", path.display()))
+        })?,
         None => assumed(&policy),
     };
     let failed = |error: &dyn std::fmt::Display| CliError::Failed(error.to_string());
     let gate = Gate::new(policy.clone()).map_err(|error| failed(&error))?;
-    let message = Message { role: "user".into(), content: prompt.clone() };
-    let label = gate.label(&Conversation { messages: vec![message], ..Conversation::default() });
+    let message = Message {
+        role: "user".into(),
+        content: prompt.clone(),
+    };
+    let label = gate.label(&Conversation {
+        messages: vec![message],
+        ..Conversation::default()
+    });
     let task = Task {
         prompt: &prompt,
         class: &args.task,
         label: &label,
         prompt_tokens: u32::try_from(prompt.len() / BYTES_PER_TOKEN + 1).unwrap_or(u32::MAX),
         deadline_ms: args.deadline_ms,
-        needs: Needs { tools: args.tools, vision: args.vision },
+        needs: Needs {
+            tools: args.tools,
+            vision: args.vision,
+        },
     };
-    let router = Router::new(policy, CapabilityModel::shipped().map_err(|error| failed(&error))?);
-    let conditions = Conditions { online: !args.offline, ..Conditions::default() };
+    let router = Router::new(
+        policy,
+        CapabilityModel::shipped().map_err(|error| failed(&error))?,
+    );
+    let conditions = Conditions {
+        online: !args.offline,
+        ..Conditions::default()
+    };
     let receipt = router.decide(&task, &candidates, &conditions);
     if output.is_json() {
         output.json(&serde_json::to_value(&receipt).unwrap_or_default())?;
@@ -95,7 +116,9 @@ pub fn run(args: &Args, output: &mut Output) -> Result<(), CliError> {
     }
     match receipt.chosen {
         Some(_) => Ok(()),
-        None => Err(CliError::Refused("no place may answer this; --explain says why".into())),
+        None => Err(CliError::Refused(
+            "no place may answer this; --explain says why".into(),
+        )),
     }
 }
 
@@ -105,7 +128,10 @@ fn show(receipt: &Receipt, explain: bool, output: &mut Output) -> Result<(), Cli
         return Ok(());
     }
     let [typical, long] = receipt.task.answer_tokens;
-    output.line(&format!("  prompt {} tokens, answer {typical} to {long} tokens", receipt.task.prompt_tokens))?;
+    output.line(&format!(
+        "  prompt {} tokens, answer {typical} to {long} tokens",
+        receipt.task.prompt_tokens
+    ))?;
     let found: Vec<String> = receipt
         .task
         .label
@@ -113,9 +139,18 @@ fn show(receipt: &Receipt, explain: bool, output: &mut Output) -> Result<(), Cli
         .iter()
         .filter_map(|class| serde_json::to_value(class).ok()?.as_str().map(String::from))
         .collect();
-    output.line(&format!("  found  {}", if found.is_empty() { "nothing private".into() } else { found.join(", ") }))?;
+    output.line(&format!(
+        "  found  {}",
+        if found.is_empty() {
+            "nothing private".into()
+        } else {
+            found.join(", ")
+        }
+    ))?;
     for candidate in &receipt.candidates {
-        let lost = candidate.lost.and_then(|lost| Some(serde_json::to_value(lost).ok()?.as_str()?.replace('_', " ")));
+        let lost = candidate
+            .lost
+            .and_then(|lost| Some(serde_json::to_value(lost).ok()?.as_str()?.replace('_', " ")));
         output.line(&format!(
             "  {:<12} {:>6.1} s  price {:.5}  quality {:.2}  {}",
             candidate.name,
@@ -136,21 +171,36 @@ fn assumed(policy: &Policy) -> Vec<Candidate> {
     let device = Candidate {
         name: "device".into(),
         local: true,
-        latency: LatencyProfile { start_ms: 20.0, prompt_ms_per_token: 2.0, answer_ms_per_token: 20.0 },
+        latency: LatencyProfile {
+            start_ms: 20.0,
+            prompt_ms_per_token: 2.0,
+            answer_ms_per_token: 20.0,
+        },
         tier: Tier::Weak,
         calibration: Calibration::default(),
         context_tokens: 8192,
-        offers: Needs { tools: true, vision: false },
+        offers: Needs {
+            tools: true,
+            vision: false,
+        },
         prices: [0.0; 2],
         joules_per_token: 0.3,
         breaker_open: false,
         load: 1.0,
     };
-    let hosted = LatencyProfile { start_ms: 600.0, prompt_ms_per_token: 0.1, answer_ms_per_token: 15.0 };
-    let providers = policy.providers().iter().map(|provider| Candidate::of(provider, hosted.clone()));
+    let hosted = LatencyProfile {
+        start_ms: 600.0,
+        prompt_ms_per_token: 0.1,
+        answer_ms_per_token: 15.0,
+    };
+    let providers = policy
+        .providers()
+        .iter()
+        .map(|provider| Candidate::of(provider, hosted.clone()));
     [device].into_iter().chain(providers).collect()
 }
 
 fn read(path: &Path) -> Result<String, CliError> {
-    std::fs::read_to_string(path).map_err(|error| CliError::Failed(format!("{}: {error}", path.display())))
+    std::fs::read_to_string(path)
+        .map_err(|error| CliError::Failed(format!("{}: {error}", path.display())))
 }

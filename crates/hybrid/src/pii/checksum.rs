@@ -146,7 +146,13 @@ fn sha256(bytes: &[u8]) -> Vec<u8> {
 /// A segwit address (BIP 173 and BIP 350): bech32 or bech32m over prefix and data.
 pub(crate) fn bech32(text: &str) -> bool {
     const ALPHABET: &[u8; 32] = b"qpzry9x8gf2tvdw0s3jn54khce6mua7l";
-    const GENERATOR: [u32; 5] = [0x3b6a_57b2, 0x2650_8e6d, 0x1ea1_19fa, 0x3d42_33dd, 0x2a14_62b3];
+    const GENERATOR: [u32; 5] = [
+        0x3b6a_57b2,
+        0x2650_8e6d,
+        0x1ea1_19fa,
+        0x3d42_33dd,
+        0x2a14_62b3,
+    ];
     let mixed = text.bytes().any(|b| b.is_ascii_uppercase())
         && text.bytes().any(|b| b.is_ascii_lowercase());
     let lower = text.to_ascii_lowercase();

@@ -32,13 +32,22 @@ fn mentions(side: &str, words: &[&str]) -> bool {
     let mut inside = false;
     for (at, byte) in bytes.iter().enumerate() {
         let letter = byte.is_ascii_alphanumeric() || *byte >= 0x80;
-        if letter && !inside && words.iter().any(|word| is_word_at(bytes, at, word.as_bytes())) {
+        if letter
+            && !inside
+            && words
+                .iter()
+                .any(|word| is_word_at(bytes, at, word.as_bytes()))
+        {
             return true;
         }
         inside = letter;
     }
     // Compounds and scripts without blanks; rare enough to search for at leisure.
-    let compounds = || words.iter().filter(|word| word.len() > 8 || !word.is_ascii());
+    let compounds = || {
+        words
+            .iter()
+            .filter(|word| word.len() > 8 || !word.is_ascii())
+    };
     compounds().next().is_some() && {
         let side = side.to_lowercase();
         compounds().any(|word| side.contains(word))
@@ -48,13 +57,18 @@ fn mentions(side: &str, words: &[&str]) -> bool {
 /// True if `word` stands at `at`. Short words must end there: «id» is not in «idea».
 fn is_word_at(bytes: &[u8], at: usize, word: &[u8]) -> bool {
     let end = at + word.len();
-    bytes.get(at..end).is_some_and(|part| part.eq_ignore_ascii_case(word))
+    bytes
+        .get(at..end)
+        .is_some_and(|part| part.eq_ignore_ascii_case(word))
         && (word.len() > 4 || !bytes.get(end).is_some_and(u8::is_ascii_alphanumeric))
 }
 
 /// The last character boundary at or before `at`.
 fn floor(text: &str, at: usize) -> usize {
-    (0..=at).rev().find(|at| text.is_char_boundary(*at)).unwrap_or(0)
+    (0..=at)
+        .rev()
+        .find(|at| text.is_char_boundary(*at))
+        .unwrap_or(0)
 }
 
 #[cfg(test)]

@@ -45,12 +45,22 @@ impl View {
         if text.is_empty() {
             return;
         }
-        self.pieces.push(Piece { view: self.text.len(), view_len: text.len(), source, source_len: text.len() });
+        self.pieces.push(Piece {
+            view: self.text.len(),
+            view_len: text.len(),
+            source,
+            source_len: text.len(),
+        });
         self.text.push_str(text);
     }
 
     fn replace(&mut self, source: Range<usize>, text: &str) {
-        self.pieces.push(Piece { view: self.text.len(), view_len: text.len(), source: source.start, source_len: source.len() });
+        self.pieces.push(Piece {
+            view: self.text.len(),
+            view_len: text.len(),
+            source: source.start,
+            source_len: source.len(),
+        });
         self.text.push_str(text);
     }
 }
@@ -65,7 +75,9 @@ pub(crate) fn folded(text: &str) -> Option<View> {
     let mut copied = 0;
     let mut next = 0;
     while let Some(at) = not_ascii(text, next) {
-        let Some(c) = text[at..].chars().next() else { break };
+        let Some(c) = text[at..].chars().next() else {
+            break;
+        };
         next = at + c.len_utf8();
         let Some(folded) = fold(c) else { continue };
         view.copy(copied, &text[copied..at]);
@@ -113,8 +125,22 @@ fn fold(c: char) -> Option<Fold> {
         0xfe6b => '@',
         0xfe52 | 0x2024 | 0x3002 | 0xff61 => '.',
         // Marks that nobody sees: soft hyphen, joiners, direction marks, variation selectors, tags, fillers.
-        0xad | 0x34f | 0x61c | 0x115f | 0x1160 | 0x17b4 | 0x17b5 | 0x180b..=0x180f | 0x200b..=0x200f | 0x202a..=0x202e
-        | 0x2060..=0x206f | 0x3164 | 0xfe00..=0xfe0f | 0xfeff | 0xffa0 | 0xe0000..=0xe0fff => return Some(Fold::Away),
+        0xad
+        | 0x34f
+        | 0x61c
+        | 0x115f
+        | 0x1160
+        | 0x17b4
+        | 0x17b5
+        | 0x180b..=0x180f
+        | 0x200b..=0x200f
+        | 0x202a..=0x202e
+        | 0x2060..=0x206f
+        | 0x3164
+        | 0xfe00..=0xfe0f
+        | 0xfeff
+        | 0xffa0
+        | 0xe0000..=0xe0fff => return Some(Fold::Away),
         _ => char::from_digit(decimal(code)?, 10)?,
     };
     Some(Fold::To(folded))
@@ -123,9 +149,10 @@ fn fold(c: char) -> Option<Fold> {
 /// The value of a decimal digit of another script (Unicode's general category Nd; each script's ten lie together).
 fn decimal(code: u32) -> Option<u32> {
     const ZEROS: &[u32] = &[
-        0x660, 0x6f0, 0x7c0, 0x966, 0x9e6, 0xa66, 0xae6, 0xb66, 0xbe6, 0xc66, 0xce6, 0xd66, 0xde6, 0xe50, 0xed0, 0xf20, 0x1040,
-        0x1090, 0x17e0, 0x1810, 0x1946, 0x19d0, 0x1a80, 0x1a90, 0x1b50, 0x1bb0, 0x1c40, 0x1c50, 0xa620, 0xa8d0, 0xa900, 0xa9d0,
-        0xa9f0, 0xaa50, 0xabf0, 0x1d7ce, 0x1d7d8, 0x1d7e2, 0x1d7ec, 0x1d7f6, 0x1fbf0,
+        0x660, 0x6f0, 0x7c0, 0x966, 0x9e6, 0xa66, 0xae6, 0xb66, 0xbe6, 0xc66, 0xce6, 0xd66, 0xde6,
+        0xe50, 0xed0, 0xf20, 0x1040, 0x1090, 0x17e0, 0x1810, 0x1946, 0x19d0, 0x1a80, 0x1a90,
+        0x1b50, 0x1bb0, 0x1c40, 0x1c50, 0xa620, 0xa8d0, 0xa900, 0xa9d0, 0xa9f0, 0xaa50, 0xabf0,
+        0x1d7ce, 0x1d7d8, 0x1d7e2, 0x1d7ec, 0x1d7f6, 0x1fbf0,
     ];
     let zero = ZEROS[..ZEROS.partition_point(|zero| *zero <= code)].last()?;
     (code - zero < 10).then_some(code - zero)
@@ -240,16 +267,30 @@ pub(crate) fn encoded_runs(text: &str, dense: &[Range<usize>]) -> Vec<(Range<usi
         if word.start < past {
             continue;
         }
-        let start = word.start - bytes[past..word.start].iter().rev().take_while(|b| BASE64[usize::from(**b)]).count();
+        let start = word.start
+            - bytes[past..word.start]
+                .iter()
+                .rev()
+                .take_while(|b| BASE64[usize::from(**b)])
+                .count();
         // Letters of other scripts count as words too, but not as base64.
-        let start = start + bytes[start..].iter().take_while(|b| !BASE64[usize::from(**b)]).count();
+        let start = start
+            + bytes[start..]
+                .iter()
+                .take_while(|b| !BASE64[usize::from(**b)])
+                .count();
         let end = run_end(bytes, start);
         past = end.max(word.end);
         if end - start >= SHORTEST
             && could_be_text(&bytes[start..start + 4])
             && let Some(decoded) = decoded(&text[start..end])
         {
-            let padded = end + bytes[end..].iter().take(2).take_while(|b| **b == b'=').count();
+            let padded = end
+                + bytes[end..]
+                    .iter()
+                    .take(2)
+                    .take_while(|b| **b == b'=')
+                    .count();
             runs.push((start..padded, decoded));
         }
     }
@@ -263,7 +304,8 @@ const BASE64: [bool; 256] = {
     let mut set = [false; 256];
     let mut byte = 0;
     while byte < 128 {
-        set[byte] = (byte as u8).is_ascii_alphanumeric() || matches!(byte as u8, b'+' | b'/' | b'-' | b'_');
+        set[byte] =
+            (byte as u8).is_ascii_alphanumeric() || matches!(byte as u8, b'+' | b'/' | b'-' | b'_');
         byte += 1;
     }
     set
@@ -272,10 +314,13 @@ const BASE64: [bool; 256] = {
 /// False if the first four characters are neither the hexadecimal nor the base64 spelling of ordinary characters; this turns
 /// most words away before anything is copied.
 fn could_be_text(head: &[u8]) -> bool {
-    let control = |byte: u8| (byte < 0x20 && !matches!(byte, b'\n' | b'\r' | b'\t')) || byte == 0x7f;
+    let control =
+        |byte: u8| (byte < 0x20 && !matches!(byte, b'\n' | b'\r' | b'\t')) || byte == 0x7f;
     let hexadecimal = || head.iter().all(u8::is_ascii_hexdigit);
     let base64 = || {
-        let bits = head.iter().fold(0_u32, |bits, byte| bits << 6 | u32::from(base64_value(*byte).unwrap_or(0)));
+        let bits = head.iter().fold(0_u32, |bits, byte| {
+            bits << 6 | u32::from(base64_value(*byte).unwrap_or(0))
+        });
         let [_, bytes @ ..] = bits.to_be_bytes();
         // A lone continuation byte cannot begin a character, and one must follow a lead byte.
         let begins = bytes[0] < 0x80 || (bytes[0] >= 0xc2 && (0x80..0xc0).contains(&bytes[1]));
@@ -352,7 +397,11 @@ fn base64(run: &[u8]) -> Option<Vec<u8>> {
         let bytes = bits.to_be_bytes();
         let control = |byte: &u8| *byte < 0x20 && !matches!(byte, b'\n' | b'\r' | b'\t');
         // Most words that only look encoded end here, after their first letters.
-        if out.len() < 3 && bytes[1..group.len()].iter().any(|b| control(b) || *b == 0x7f) {
+        if out.len() < 3
+            && bytes[1..group.len()]
+                .iter()
+                .any(|b| control(b) || *b == 0x7f)
+        {
             return None;
         }
         out.extend_from_slice(&bytes[1..group.len()]);
@@ -392,13 +441,20 @@ mod tests {
         assert_eq!(view.text, "{\"m\":\"a@b.org 41 4& 😀\"}");
         let at = view.text.find("a@b.org").unwrap();
         assert_eq!(&text[view.source(at..at + 7)], r"a\u0040b.org");
-        assert!(folded("plain").is_none() && folded("schön").is_none() && unescaped("100 % a & b", &[4, 8]).is_none());
+        assert!(
+            folded("plain").is_none()
+                && folded("schön").is_none()
+                && unescaped("100 % a & b", &[4, 8]).is_none()
+        );
     }
 
     #[test]
     fn encoded_runs_are_read_and_words_are_not() {
         let text = "see YUBiLmNvbSA0MTEx= or 612e6240632e636f6d now";
-        let runs: Vec<String> = encoded_runs(text, &places(text).dense).into_iter().map(|(_, decoded)| decoded).collect();
+        let runs: Vec<String> = encoded_runs(text, &places(text).dense)
+            .into_iter()
+            .map(|(_, decoded)| decoded)
+            .collect();
         assert_eq!(runs, ["a@b.com 4111", "a.b@c.com"]);
         let prose = "International responsibilities, characteristically";
         assert_eq!(encoded_runs(prose, &places(prose).dense).len(), 0);

@@ -23,14 +23,20 @@ impl Dictionary {
     ///
     /// # Errors
     /// [`ScanError::Dictionary`] if there are too many, or one is too long.
-    pub fn new<W: AsRef<str>>(entity: Entity, words: impl IntoIterator<Item = W>) -> Result<Self, ScanError> {
+    pub fn new<W: AsRef<str>>(
+        entity: Entity,
+        words: impl IntoIterator<Item = W>,
+    ) -> Result<Self, ScanError> {
         let lowered: Vec<String> = words
             .into_iter()
             .map(|word| fold_case(word.as_ref().trim()))
             .filter(|word| !word.is_empty())
             .take(Self::MAX_WORDS + 1)
             .collect();
-        let refuse = |reason: &str| ScanError::Dictionary { entity: entity.to_string(), reason: reason.to_string() };
+        let refuse = |reason: &str| ScanError::Dictionary {
+            entity: entity.to_string(),
+            reason: reason.to_string(),
+        };
         if lowered.len() > Self::MAX_WORDS {
             return Err(refuse("more than 1,000,000 words"));
         }
@@ -53,7 +59,13 @@ impl Dictionary {
             let before = text[..found.start()].chars().next_back();
             let after = text[found.end()..].chars().next();
             if !before.is_some_and(is_word) && !after.is_some_and(is_word) {
-                hits.push(Hit { entity: self.entity.clone(), start: found.start(), end: found.end(), score: 1.0, context: &[] });
+                hits.push(Hit {
+                    entity: self.entity.clone(),
+                    start: found.start(),
+                    end: found.end(),
+                    score: 1.0,
+                    context: &[],
+                });
             }
         }
     }
@@ -78,7 +90,8 @@ mod tests {
 
     #[test]
     fn whole_words_of_any_case() {
-        let dictionary = Dictionary::new(Entity::named("PROJECT"), ["Blue Heron", "Ärger", ""]).unwrap();
+        let dictionary =
+            Dictionary::new(Entity::named("PROJECT"), ["Blue Heron", "Ärger", ""]).unwrap();
         let mut hits = Vec::new();
         dictionary.find("BLUE HERON, blue herons, ärger!", &|_| true, &mut hits);
         let found: Vec<_> = hits.iter().map(|hit| (hit.start, hit.end)).collect();

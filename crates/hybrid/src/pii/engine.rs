@@ -45,7 +45,10 @@ const MAX_MATCH: usize = 128;
 
 impl Engine {
     pub(crate) fn new() -> Result<Self, ScanError> {
-        let recognizers: Vec<_> = generic::RECOGNIZERS.iter().chain(national::recognizers()).collect();
+        let recognizers: Vec<_> = generic::RECOGNIZERS
+            .iter()
+            .chain(national::recognizers())
+            .collect();
         let all = || {
             recognizers
                 .iter()
@@ -84,7 +87,13 @@ impl Engine {
                     Validity::Unknown => pattern.score,
                     Validity::Invalid => return,
                 };
-                hits.push(Hit { entity: recognizer.entity.clone(), start, end, score, context: recognizer.context });
+                hits.push(Hit {
+                    entity: recognizer.entity.clone(),
+                    start,
+                    end,
+                    score,
+                    context: recognizer.context,
+                });
             });
         };
         run(&self.anchored, &mut places.starts.iter().copied());
@@ -92,7 +101,13 @@ impl Engine {
         include_leading_blank(text, &mut hits);
         let mut add = |entity: Entity, range: std::ops::Range<usize>, score: f32, context| {
             if wanted(&entity) {
-                hits.push(Hit { entity, start: range.start, end: range.end, score, context });
+                hits.push(Hit {
+                    entity,
+                    start: range.start,
+                    end: range.end,
+                    score,
+                    context,
+                });
             }
         };
         let mut past = 0;
@@ -101,11 +116,23 @@ impl Engine {
                 continue;
             }
             if let Some((range, validity)) = iban::find(text, start)
-                && !text[..start].chars().next_back().is_some_and(|c| c.is_ascii_alphanumeric())
+                && !text[..start]
+                    .chars()
+                    .next_back()
+                    .is_some_and(|c| c.is_ascii_alphanumeric())
             {
                 past = range.end;
-                let score = if validity == Validity::Valid { 1.0 } else { 0.5 };
-                add(Entity::new("IBAN_CODE"), range, score, &["iban", "bank", "account", "transaction"]);
+                let score = if validity == Validity::Valid {
+                    1.0
+                } else {
+                    0.5
+                };
+                add(
+                    Entity::new("IBAN_CODE"),
+                    range,
+                    score,
+                    &["iban", "bank", "account", "transaction"],
+                );
             }
         }
         let mut past = 0;
@@ -122,7 +149,12 @@ impl Engine {
             }
             if let Some((range, has_scheme)) = network::url(text, dot) {
                 past = range.end;
-                add(Entity::new("URL"), range, if has_scheme { 0.6 } else { 0.5 }, &["url", "website", "link"]);
+                add(
+                    Entity::new("URL"),
+                    range,
+                    if has_scheme { 0.6 } else { 0.5 },
+                    &["url", "website", "link"],
+                );
             }
         }
         let mut past = 0;
@@ -132,11 +164,21 @@ impl Engine {
             }
             if let Some((range, unspecified)) = network::ipv6(text, colon) {
                 past = range.end;
-                add(Entity::new("IP_ADDRESS"), range, if unspecified { 0.1 } else { 0.6 }, &["ip", "ipv6"]);
+                add(
+                    Entity::new("IP_ADDRESS"),
+                    range,
+                    if unspecified { 0.1 } else { 0.6 },
+                    &["ip", "ipv6"],
+                );
             }
         }
         for year in &places.years {
-            add(Entity::new("DATE_TIME"), year.clone(), 0.3, &["date", "year", "born"]);
+            add(
+                Entity::new("DATE_TIME"),
+                year.clone(),
+                0.3,
+                &["date", "year", "born"],
+            );
         }
         phone::find(text, &places.numbers, wanted, &mut hits);
         secret::find(text, places, wanted, &mut hits);
@@ -156,7 +198,11 @@ impl Automaton {
             .syntax(syntax::Config::new().case_insensitive(true).unicode(true))
             .build_many(&expressions)
             .map_err(|error| ScanError::Patterns(error.to_string()))?;
-        Ok(Self { dfa, patterns, caches: Mutex::new(Vec::new()) })
+        Ok(Self {
+            dfa,
+            patterns,
+            caches: Mutex::new(Vec::new()),
+        })
     }
 
     /// Calls `found` with recogniser, pattern, start and end of the longest match of each pattern at each start, leaving out
@@ -174,10 +220,16 @@ impl Automaton {
         for start in starts {
             longest.clear();
             let end = text.len().min(start + MAX_MATCH);
-            let input = Input::new(text.as_bytes()).span(start..end).anchored(Anchored::Yes);
+            let input = Input::new(text.as_bytes())
+                .span(start..end)
+                .anchored(Anchored::Yes);
             let mut state = OverlappingState::start();
             // The automaton has no quit bytes and no limit on cache clears, so a search cannot fail.
-            while self.dfa.try_search_overlapping_fwd(&mut cache, &input, &mut state).is_ok() {
+            while self
+                .dfa
+                .try_search_overlapping_fwd(&mut cache, &input, &mut state)
+                .is_ok()
+            {
                 let Some(half) = state.get_match() else { break };
                 let (id, end) = (half.pattern().as_usize(), half.offset());
                 let pattern = self.patterns[id].1;
@@ -203,15 +255,23 @@ impl Automaton {
 
 fn edges_hold(text: &str, start: usize, end: usize, pattern: &Pattern) -> bool {
     let matched = &text[start..end];
-    pattern.before.allows(matched.chars().next(), text[..start].chars().next_back())
-        && pattern.after.allows(matched.chars().next_back(), text[end..].chars().next())
+    pattern
+        .before
+        .allows(matched.chars().next(), text[..start].chars().next_back())
+        && pattern
+            .after
+            .allows(matched.chars().next_back(), text[end..].chars().next())
 }
 
 /// A national insurance number is printed with a blank before it; after a word that blank is part of the match.
 fn include_leading_blank(text: &str, hits: &mut [Hit]) {
     for hit in hits.iter_mut().filter(|hit| hit.entity.name() == "UK_NINO") {
         let before = &text[..hit.start];
-        if before.strip_suffix(' ').and_then(|rest| rest.chars().next_back()).is_some_and(is_word) {
+        if before
+            .strip_suffix(' ')
+            .and_then(|rest| rest.chars().next_back())
+            .is_some_and(is_word)
+        {
             hit.start -= 1;
         }
     }
@@ -227,7 +287,8 @@ fn without_contained(mut hits: Vec<Hit>) -> Vec<Hit> {
             .unwrap_or(std::cmp::Ordering::Equal)
     });
     let mut kept: Vec<Hit> = Vec::new();
-    let mut by_start: std::collections::BTreeMap<(usize, usize), usize> = std::collections::BTreeMap::new();
+    let mut by_start: std::collections::BTreeMap<(usize, usize), usize> =
+        std::collections::BTreeMap::new();
     for hit in hits {
         if kept.last().is_some_and(|last| last.entity != hit.entity) {
             by_start.clear();

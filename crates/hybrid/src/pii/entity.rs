@@ -29,15 +29,23 @@ impl Entity {
     pub fn class(&self) -> DataClass {
         match self.name() {
             "API_KEY" | "ACCESS_TOKEN" | "PRIVATE_KEY" | "PASSWORD" => DataClass::Secret,
-            "CREDIT_CARD" | "IBAN_CODE" | "CRYPTO" | "US_BANK_NUMBER" | "ABA_ROUTING_NUMBER" | "SWIFT_BIC" => DataClass::Financial,
-            "PHONE_NUMBER" | "TR_PHONE_NUMBER" | "PH_MOBILE_NUMBER" | "EMAIL_ADDRESS" => DataClass::Contact,
+            "CREDIT_CARD" | "IBAN_CODE" | "CRYPTO" | "US_BANK_NUMBER" | "ABA_ROUTING_NUMBER"
+            | "SWIFT_BIC" => DataClass::Financial,
+            "PHONE_NUMBER" | "TR_PHONE_NUMBER" | "PH_MOBILE_NUMBER" | "EMAIL_ADDRESS" => {
+                DataClass::Contact
+            }
             "IP_ADDRESS" | "MAC_ADDRESS" | "URL" | "IMEI" => DataClass::Network,
             "DATE_TIME" => DataClass::Date,
             "DE_PLZ" | "UK_POSTCODE" | "US_ZIP_CODE" | "LOCATION" => DataClass::Location,
             "PERSON" => DataClass::Name,
-            "UK_NHS" | "AU_MEDICARE" | "US_MBI" | "US_NPI" | "MEDICAL_LICENSE" | "DE_HEALTH_INSURANCE" | "DE_LANR" | "DE_BSNR" => {
-                DataClass::Health
-            }
+            "UK_NHS"
+            | "AU_MEDICARE"
+            | "US_MBI"
+            | "US_NPI"
+            | "MEDICAL_LICENSE"
+            | "DE_HEALTH_INSURANCE"
+            | "DE_LANR"
+            | "DE_BSNR" => DataClass::Health,
             name if name.contains('_') && is_national(name) => DataClass::Identity,
             "PASSPORT_MRZ" | "VEHICLE_VIN" => DataClass::Identity,
             _ => DataClass::Custom,

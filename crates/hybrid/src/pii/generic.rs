@@ -46,7 +46,16 @@ pub(crate) const RECOGNIZERS: &[Recognizer] = &[
             word(r"[0-9]{12,19}", 0.05),
         ],
         check: card,
-        context: &["card", "credit", "debit", "visa", "mastercard", "amex", "maestro", "cc"],
+        context: &[
+            "card",
+            "credit",
+            "debit",
+            "visa",
+            "mastercard",
+            "amex",
+            "maestro",
+            "cc",
+        ],
     },
     Recognizer {
         entity: Entity::new("CRYPTO"),
@@ -75,7 +84,12 @@ pub(crate) const RECOGNIZERS: &[Recognizer] = &[
     Recognizer {
         entity: Entity::new("IP_ADDRESS"),
         patterns: &[word(
-            concat!(octet!(), r"(?:\.", octet!(), r"){3}(?:/(?:[0-2]?[0-9]|3[0-2]))?"),
+            concat!(
+                octet!(),
+                r"(?:\.",
+                octet!(),
+                r"){3}(?:/(?:[0-2]?[0-9]|3[0-2]))?"
+            ),
             0.6,
         )],
         check: |text, _| {
@@ -110,11 +124,21 @@ pub(crate) const RECOGNIZERS: &[Recognizer] = &[
             word(concat!(month!(), "/[0-9]{4}"), 0.2),
             word(concat!(month!(), "/[0-9]{2}"), 0.1),
             word(
-                concat!(day!(), "(?:st|nd|rd|th)?(?: of)? ", long_name!(), r"(?:\.?,? [0-9]{4})?"),
+                concat!(
+                    day!(),
+                    "(?:st|nd|rd|th)?(?: of)? ",
+                    long_name!(),
+                    r"(?:\.?,? [0-9]{4})?"
+                ),
                 0.5,
             ),
             word(
-                concat!(long_name!(), r"\.? ", day!(), "(?:st|nd|rd|th)?(?:,? [0-9]{4})?"),
+                concat!(
+                    long_name!(),
+                    r"\.? ",
+                    day!(),
+                    "(?:st|nd|rd|th)?(?:,? [0-9]{4})?"
+                ),
                 0.5,
             ),
             word(concat!(long_name!(), r"\.?,? (?:18|19|20)[0-9]{2}"), 0.5),
@@ -124,7 +148,12 @@ pub(crate) const RECOGNIZERS: &[Recognizer] = &[
     },
     Recognizer {
         entity: Entity::new("US_ZIP_CODE"),
-        patterns: &[between(r"[A-Z]{2} [0-9]{5}(?:-[0-9]{4})?", 0.1, Edge::Word, Edge::Word)],
+        patterns: &[between(
+            r"[A-Z]{2} [0-9]{5}(?:-[0-9]{4})?",
+            0.1,
+            Edge::Word,
+            Edge::Word,
+        )],
         check: unchecked,
         context: &["zip", "zip code", "address"],
     },
@@ -134,7 +163,10 @@ pub(crate) const RECOGNIZERS: &[Recognizer] = &[
 fn card(text: &str, _: Strictness) -> Validity {
     let digits = digits(text);
     let length = digits.len();
-    let prefix = digits.iter().take(4).fold(0, |prefix, digit| prefix * 10 + digit);
+    let prefix = digits
+        .iter()
+        .take(4)
+        .fold(0, |prefix, digit| prefix * 10 + digit);
     if !luhn(&digits) || (length == 13 && digits[0] == 1) {
         return Validity::Invalid;
     }
@@ -142,7 +174,9 @@ fn card(text: &str, _: Strictness) -> Validity {
         4000..=4999 => (13..=19).contains(&length),
         2221..=2720 => length == 16,
         2131 => length == 15,
-        5000..=5599 | 3000..=3999 | 1000..=1999 => (13..=17).contains(&length) || is_maestro(prefix),
+        5000..=5599 | 3000..=3999 | 1000..=1999 => {
+            (13..=17).contains(&length) || is_maestro(prefix)
+        }
         5600..=6999 => (12..=19).contains(&length),
         _ => false,
     };

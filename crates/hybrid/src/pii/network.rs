@@ -64,9 +64,24 @@ fn is_local(c: char) -> bool {
 pub(crate) fn url(text: &str, dot: usize) -> Option<(Range<usize>, bool)> {
     let bytes = text.as_bytes();
     let is_host = |byte: &u8| byte.is_ascii_alphanumeric() || matches!(byte, b'.' | b'-');
-    let run_start = dot - bytes[..dot].iter().rev().take(MAX_HOST).take_while(|b| is_host(b)).count();
-    let run_end = dot + bytes[dot..].iter().take(MAX_HOST).take_while(|b| is_host(b)).count();
-    let start = run_start + bytes[run_start..dot].iter().take_while(|b| !b.is_ascii_alphanumeric()).count();
+    let run_start = dot
+        - bytes[..dot]
+            .iter()
+            .rev()
+            .take(MAX_HOST)
+            .take_while(|b| is_host(b))
+            .count();
+    let run_end = dot
+        + bytes[dot..]
+            .iter()
+            .take(MAX_HOST)
+            .take_while(|b| is_host(b))
+            .count();
+    let start = run_start
+        + bytes[run_start..dot]
+            .iter()
+            .take_while(|b| !b.is_ascii_alphanumeric())
+            .count();
     // The last label that is a top-level domain ends the host.
     let mut end = None;
     let mut label_end = run_end;
@@ -88,7 +103,9 @@ pub(crate) fn url(text: &str, dot: usize) -> Option<(Range<usize>, bool)> {
     if bytes.get(end) == Some(&b'/') {
         end += text[end..]
             .char_indices()
-            .take_while(|(index, c)| *index < MAX_PATH && !c.is_whitespace() && !"()<>\"'".contains(*c))
+            .take_while(|(index, c)| {
+                *index < MAX_PATH && !c.is_whitespace() && !"()<>\"'".contains(*c)
+            })
             .last()
             .map_or(0, |(index, c)| index + c.len_utf8());
     }
@@ -126,17 +143,26 @@ pub(crate) fn ipv6(text: &str, colon: usize) -> Option<(Range<usize>, bool)> {
     while end > colon && bytes[end - 1] == b'.' {
         end -= 1;
     }
-    if left >= MAX || text[..start].chars().next_back().is_some_and(is_word) || !is_free(text, end) {
+    if left >= MAX || text[..start].chars().next_back().is_some_and(is_word) || !is_free(text, end)
+    {
         return None;
     }
     let address: Ipv6Addr = text.get(start..end)?.parse().ok()?;
     let unspecified = address.is_unspecified();
     if bytes.get(end) == Some(&b'%') {
-        let zone = bytes[end + 1..].iter().take(MAX).take_while(|b| b.is_ascii_alphanumeric()).count();
+        let zone = bytes[end + 1..]
+            .iter()
+            .take(MAX)
+            .take_while(|b| b.is_ascii_alphanumeric())
+            .count();
         end += if zone > 0 { zone + 1 } else { 0 };
     }
     if bytes.get(end) == Some(&b'/') {
-        let length = bytes[end + 1..].iter().take(3).take_while(|b| b.is_ascii_digit()).count();
+        let length = bytes[end + 1..]
+            .iter()
+            .take(3)
+            .take_while(|b| b.is_ascii_digit())
+            .count();
         let prefix = text[end + 1..end + 1 + length].parse::<u32>();
         if prefix.is_ok_and(|prefix| prefix <= 128) && is_free(text, end + 1 + length) {
             end += 1 + length;
@@ -147,13 +173,20 @@ pub(crate) fn ipv6(text: &str, colon: usize) -> Option<(Range<usize>, bool)> {
 
 /// True if no word, colon or further octet goes on at `end`.
 fn is_free(text: &str, end: usize) -> bool {
-    !text[end..].chars().next().is_some_and(|c| is_word(c) || c == ':')
+    !text[end..]
+        .chars()
+        .next()
+        .is_some_and(|c| is_word(c) || c == ':')
 }
 
 /// True for the top-level domains of the root zone, also in their encoded form.
 fn is_top_level(label: &str) -> bool {
     static NAMES: OnceLock<HashSet<&'static str>> = OnceLock::new();
-    let names = NAMES.get_or_init(|| include_str!("../../data/top_level_domains.txt").lines().collect());
+    let names = NAMES.get_or_init(|| {
+        include_str!("../../data/top_level_domains.txt")
+            .lines()
+            .collect()
+    });
     label.len() >= 2 && (names.contains(label) || names.contains(label.to_lowercase().as_str()))
 }
 
@@ -164,10 +197,16 @@ mod tests {
     #[test]
     fn addresses_end_where_they_should() {
         let text = "write to <a.b+c@mail.example.co.uk>, or see http://example.org/x?y. Or [::1].";
-        assert_eq!(&text[email(text, text.find('@').unwrap()).unwrap()], "a.b+c@mail.example.co.uk");
+        assert_eq!(
+            &text[email(text, text.find('@').unwrap()).unwrap()],
+            "a.b+c@mail.example.co.uk"
+        );
         let dot = text.find(".org").unwrap();
         assert_eq!(&text[url(text, dot).unwrap().0], "http://example.org/x?y.");
-        assert_eq!(&text[ipv6(text, text.find("::").unwrap()).unwrap().0], "::1");
+        assert_eq!(
+            &text[ipv6(text, text.find("::").unwrap()).unwrap().0],
+            "::1"
+        );
     }
 
     #[test]

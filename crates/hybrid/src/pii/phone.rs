@@ -6,22 +6,65 @@ use phonenumber::country::Id;
 use std::ops::Range;
 
 const CONTEXT: &[&str] = &[
-    "phone", "number", "tel", "cell", "mobile", "call", "fax", "office", "sms", "text", "whatsapp", "contact", "dial",
+    "phone", "number", "tel", "cell", "mobile", "call", "fax", "office", "sms", "text", "whatsapp",
+    "contact", "dial",
 ];
 
 /// Plans that are tried without any hint of the country.
 const REGIONS: &[Id] = &[
-    Id::US, Id::GB, Id::DE, Id::FR, Id::IL, Id::IN, Id::CA, Id::BR, Id::JP, Id::CN,
+    Id::US,
+    Id::GB,
+    Id::DE,
+    Id::FR,
+    Id::IL,
+    Id::IN,
+    Id::CA,
+    Id::BR,
+    Id::JP,
+    Id::CN,
 ];
 /// Plans that are tried only where the text speaks of telephones.
 const FURTHER: &[Id] = &[
-    Id::IT, Id::ES, Id::NL, Id::BE, Id::CH, Id::AT, Id::SE, Id::NO, Id::DK, Id::FI, Id::PL, Id::PT, Id::HU, Id::CZ, Id::AU, Id::NZ,
-    Id::IE, Id::GR, Id::RO, Id::SI, Id::MX, Id::ZA, Id::TR, Id::KR, Id::RU, Id::UA,
+    Id::IT,
+    Id::ES,
+    Id::NL,
+    Id::BE,
+    Id::CH,
+    Id::AT,
+    Id::SE,
+    Id::NO,
+    Id::DK,
+    Id::FI,
+    Id::PL,
+    Id::PT,
+    Id::HU,
+    Id::CZ,
+    Id::AU,
+    Id::NZ,
+    Id::IE,
+    Id::GR,
+    Id::RO,
+    Id::SI,
+    Id::MX,
+    Id::ZA,
+    Id::TR,
+    Id::KR,
+    Id::RU,
+    Id::UA,
 ];
 
 /// Adds the numbers that begin at or shortly before one of `numbers`, the first digits of words.
-pub(crate) fn find(text: &str, numbers: &[usize], wanted: &dyn Fn(&Entity) -> bool, hits: &mut Vec<Hit>) {
-    let kinds = [Entity::new("PHONE_NUMBER"), Entity::new("TR_PHONE_NUMBER"), Entity::new("PH_MOBILE_NUMBER")];
+pub(crate) fn find(
+    text: &str,
+    numbers: &[usize],
+    wanted: &dyn Fn(&Entity) -> bool,
+    hits: &mut Vec<Hit>,
+) {
+    let kinds = [
+        Entity::new("PHONE_NUMBER"),
+        Entity::new("TR_PHONE_NUMBER"),
+        Entity::new("PH_MOBILE_NUMBER"),
+    ];
     let [any, turkish, philippine] = kinds.map(|kind| wanted(&kind).then_some(kind));
     if any.is_none() && turkish.is_none() && philippine.is_none() {
         return;
@@ -31,11 +74,18 @@ pub(crate) fn find(text: &str, numbers: &[usize], wanted: &dyn Fn(&Entity) -> bo
         if first < past || !has_enough_digits(text, first) {
             continue;
         }
-        let Some(run) = Run::at(text, first) else { continue };
+        let Some(run) = Run::at(text, first) else {
+            continue;
+        };
         past = run.end();
         for (kind, regions) in [(&turkish, [Id::TR]), (&philippine, [Id::PH])] {
             if let Some(kind) = kind {
-                run.matches(text, &mut |part| is_valid(part, &regions).then_some(0.4), kind, hits);
+                run.matches(
+                    text,
+                    &mut |part| is_valid(part, &regions).then_some(0.4),
+                    kind,
+                    hits,
+                );
             }
         }
         if let Some(kind) = &any {
@@ -87,8 +137,16 @@ impl Run {
         let mut groups = Vec::new();
         let mut index = first;
         loop {
-            let digits = bytes[index..].iter().take_while(|b| b.is_ascii_digit()).count();
-            let opening = bytes[..index].iter().rev().take(2).take_while(|b| matches!(b, b'+' | b'(')).count();
+            let digits = bytes[index..]
+                .iter()
+                .take_while(|b| b.is_ascii_digit())
+                .count();
+            let opening = bytes[..index]
+                .iter()
+                .rev()
+                .take(2)
+                .take_while(|b| matches!(b, b'+' | b'('))
+                .count();
             groups.push(index - opening..index + digits);
             index += digits;
             let gap = bytes[index..]
@@ -103,7 +161,9 @@ impl Run {
             index += gap;
         }
         let before = text[..groups[0].start].chars().next_back();
-        let barred = before.is_some_and(|c| super::recognizer::is_word(c) || matches!(c, '%' | '$' | '€' | '£' | '¥'));
+        let barred = before.is_some_and(|c| {
+            super::recognizer::is_word(c) || matches!(c, '%' | '$' | '€' | '£' | '¥')
+        });
         (!barred).then_some(Self { groups })
     }
 
@@ -112,7 +172,13 @@ impl Run {
     }
 
     /// Judges the whole run, then its parts from the longest on, and goes on behind what was accepted.
-    fn matches(&self, text: &str, judge: &mut dyn FnMut(&str) -> Option<f32>, kind: &Entity, hits: &mut Vec<Hit>) {
+    fn matches(
+        &self,
+        text: &str,
+        judge: &mut dyn FnMut(&str) -> Option<f32>,
+        kind: &Entity,
+        hits: &mut Vec<Hit>,
+    ) {
         let count = self.groups.len();
         let mut from = 0;
         let mut tries = 0;
@@ -122,7 +188,10 @@ impl Run {
                 let part = &text[range.clone()];
                 let digits = part.bytes().filter(u8::is_ascii_digit).count();
                 let whole = from == 0 && to == count;
-                if !(7..=16).contains(&digits) || !self.is_free(text, &range) || !(whole || self.separates(text, from, to)) {
+                if !(7..=16).contains(&digits)
+                    || !self.is_free(text, &range)
+                    || !(whole || self.separates(text, from, to))
+                {
                     return None;
                 }
                 tries += 1;
@@ -130,7 +199,13 @@ impl Run {
             });
             match found {
                 Some((to, range, score)) => {
-                    hits.push(Hit { entity: kind.clone(), start: range.start, end: range.end, score, context: CONTEXT });
+                    hits.push(Hit {
+                        entity: kind.clone(),
+                        start: range.start,
+                        end: range.end,
+                        score,
+                        context: CONTEXT,
+                    });
                     from = to;
                 }
                 None => from += 1,
@@ -144,8 +219,14 @@ impl Run {
         let part = &text[range.clone()];
         let groups: Vec<&str> = part.split(['-', '/', '.']).collect();
         let lengths: Vec<usize> = part.split(['-', '/', '.', ' ']).map(str::len).collect();
-        let is_year = |group: &str| ["18", "19", "20", "21"].iter().any(|century| group.starts_with(century));
-        let is_date = (groups.len() > 1 && is_year(groups[0]) && matches!(lengths[..], [4, 1 | 2, 1 | 2] | [4, 1 | 2, 1 | 2, 2, ..]))
+        let is_year = |group: &str| {
+            ["18", "19", "20", "21"]
+                .iter()
+                .any(|century| group.starts_with(century))
+        };
+        let is_date = (groups.len() > 1
+            && is_year(groups[0])
+            && matches!(lengths[..], [4, 1 | 2, 1 | 2] | [4, 1 | 2, 1 | 2, 2, ..]))
             || (matches!(lengths[..], [1 | 2, 1 | 2, 2 | 4]) && part.contains('/'));
         let is_time = after == Some(':');
         !after.is_some_and(super::recognizer::is_word) && !is_date && !is_time
@@ -173,10 +254,24 @@ fn is_valid(part: &str, regions: &[Id]) -> bool {
     regions.iter().any(|region| {
         let needs_trunk = matches!(
             region,
-            Id::GB | Id::DE | Id::FR | Id::IL | Id::JP | Id::PH | Id::NL | Id::BE | Id::CH | Id::AT | Id::SE | Id::AU | Id::NZ | Id::IE
+            Id::GB
+                | Id::DE
+                | Id::FR
+                | Id::IL
+                | Id::JP
+                | Id::PH
+                | Id::NL
+                | Id::BE
+                | Id::CH
+                | Id::AT
+                | Id::SE
+                | Id::AU
+                | Id::NZ
+                | Id::IE
         );
         let code = country_code(*region);
-        let from_abroad = digits.len() > 10 && (digits.starts_with(code) || digits.starts_with("00"));
+        let from_abroad =
+            digits.len() > 10 && (digits.starts_with(code) || digits.starts_with("00"));
         let begins = fits_plan(*region, &digits) && (!needs_trunk || digits.starts_with('0'));
         (begins || from_abroad) && parses(Some(*region), part)
     })
@@ -191,9 +286,13 @@ fn fits_plan(region: Id, digits: &str) -> bool {
         (Id::US | Id::CA, _) => false,
         (Id::IN, 10) => !first(&['0', '1']),
         (Id::IN, 11) => first(&['0']),
-        (Id::BR, length) => (10..=12).contains(&length) || (length == 8 && first(&['2', '3', '4', '5'])),
+        (Id::BR, length) => {
+            (10..=12).contains(&length) || (length == 8 && first(&['2', '3', '4', '5']))
+        }
         // Chinese mobile numbers begin with 1, all others with the trunk prefix.
-        (Id::CN, length) => (first(&['1']) && length == 11) || (first(&['0']) && (10..=12).contains(&length)),
+        (Id::CN, length) => {
+            (first(&['1']) && length == 11) || (first(&['0']) && (10..=12).contains(&length))
+        }
         (Id::FR, length) => length == 10,
         (Id::GB, length) => (10..=11).contains(&length),
         (Id::IL, length) => (9..=10).contains(&length),
@@ -204,8 +303,9 @@ fn fits_plan(region: Id, digits: &str) -> bool {
 
 fn parses(region: Option<Id>, part: &str) -> bool {
     phonenumber::parse(region, part).is_ok_and(|number| {
-        region.is_none_or(|region| number.country().id() == Some(region) || shares_plan(region, number.country().id()))
-            && number.is_valid()
+        region.is_none_or(|region| {
+            number.country().id() == Some(region) || shares_plan(region, number.country().id())
+        }) && number.is_valid()
     })
 }
 
@@ -234,16 +334,20 @@ fn country_code(region: Id) -> &'static str {
 /// True if words about telephones lead up to the range or follow right behind it.
 fn is_hinted(text: &str, range: Range<usize>) -> bool {
     const BEFORE: &[&str] = &[
-        "phone", "tel", "cell", "mobile", "call", "call me", "fax", "sms", "whatsapp", "dial", "message", "messages", "reach me", "ring",
+        "phone", "tel", "cell", "mobile", "call", "call me", "fax", "sms", "whatsapp", "dial",
+        "message", "messages", "reach me", "ring",
     ];
-    const AFTER: &[&str] = &["phone", "tel", "cell", "mobile", "fax", "office", "home", "work"];
+    const AFTER: &[&str] = &[
+        "phone", "tel", "cell", "mobile", "fax", "office", "home", "work",
+    ];
     let behind = text[range.end..]
         .split('\n')
         .next()
         .unwrap_or_default()
         .trim_start_matches([' ', '-', '(', ','])
         .to_lowercase();
-    super::context::nearby(&text[..range.end], range.clone(), BEFORE) || AFTER.iter().any(|word| behind.starts_with(word))
+    super::context::nearby(&text[..range.end], range.clone(), BEFORE)
+        || AFTER.iter().any(|word| behind.starts_with(word))
 }
 
 /// True for the shapes of other numbers that a numbering plan may accept by accident: dotted network addresses, social security
@@ -257,9 +361,15 @@ fn looks_like_another_kind(part: &str) -> bool {
 /// Seven to fifteen digits in groups of at least two, as people write numbers of plans that are not tried here.
 fn is_grouped(part: &str) -> bool {
     let digits = part.bytes().filter(u8::is_ascii_digit).count();
-    let groups: Vec<&str> = part.split(|c: char| !c.is_ascii_digit()).filter(|group| !group.is_empty()).collect();
+    let groups: Vec<&str> = part
+        .split(|c: char| !c.is_ascii_digit())
+        .filter(|group| !group.is_empty())
+        .collect();
     let country = usize::from(part.starts_with('+'));
     (7..=15).contains(&digits)
         && (groups.len() >= 2 || digits >= 9)
-        && groups.iter().skip(country).all(|group| group.len() >= 2 || *group == "0")
+        && groups
+            .iter()
+            .skip(country)
+            .all(|group| group.len() >= 2 || *group == "0")
 }

@@ -108,7 +108,9 @@ impl Places {
                 self.assignments.push(index);
                 self.escapes.push(index);
             }
-            b'.' if previous.is_ascii_alphanumeric() && next.is_ascii_alphanumeric() => self.dots.push(index),
+            b'.' if previous.is_ascii_alphanumeric() && next.is_ascii_alphanumeric() => {
+                self.dots.push(index)
+            }
             b':' if next == b' ' || next == b'"' => self.assignments.push(index),
             b':' if next == b':' || (previous.is_ascii_hexdigit() && next.is_ascii_hexdigit()) => {
                 self.colons.push(index);
@@ -117,9 +119,17 @@ impl Places {
         }
     }
 
-    fn numeric_word(&mut self, text: &str, word: &std::ops::Range<usize>, digits: usize, before: &[std::ops::Range<usize>; 2]) {
+    fn numeric_word(
+        &mut self,
+        text: &str,
+        word: &std::ops::Range<usize>,
+        digits: usize,
+        before: &[std::ops::Range<usize>; 2],
+    ) {
         let bytes = text.as_bytes();
-        let near = |left: &std::ops::Range<usize>, right: usize| left.end > left.start && right - left.end == 1;
+        let near = |left: &std::ops::Range<usize>, right: usize| {
+            left.end > left.start && right - left.end == 1
+        };
         if near(&before[1], word.start) {
             if near(&before[0], before[1].start) && before[0].len() <= 4 && before[1].len() <= 4 {
                 self.start(before[0].start);
@@ -133,8 +143,15 @@ impl Places {
         let mut previous_class = 0;
         for index in word.clone() {
             let byte = bytes[index];
-            let class = if byte.is_ascii_digit() { 1 } else if byte.is_ascii() { 2 } else { 3 };
-            let begins = class != previous_class && (class == 1 || previous_class == 0 || previous_class == 3);
+            let class = if byte.is_ascii_digit() {
+                1
+            } else if byte.is_ascii() {
+                2
+            } else {
+                3
+            };
+            let begins = class != previous_class
+                && (class == 1 || previous_class == 0 || previous_class == 3);
             if begins && text.is_char_boundary(index) {
                 self.start(index);
             }
@@ -144,7 +161,8 @@ impl Places {
             previous_class = class;
         }
         if digits >= 5 && word.len() >= 6 {
-            self.open_words.push(word.start..word.end.min(word.start + MAX_OPEN_WORD));
+            self.open_words
+                .push(word.start..word.end.min(word.start + MAX_OPEN_WORD));
         }
         if digits == 4 && word.len() == 4 && near(&before[1], word.start) {
             let year = (bytes[word.start] - b'0') * 10 + (bytes[word.start + 1] - b'0');
@@ -174,16 +192,21 @@ impl Places {
 
 fn is_month(word: &[u8]) -> bool {
     word.get(..3).is_some_and(|head| {
-        ["jan", "feb", "mar", "apr", "may", "jun", "jul", "aug", "sep", "oct", "nov", "dec"]
-            .iter()
-            .any(|month| head.eq_ignore_ascii_case(month.as_bytes()))
+        [
+            "jan", "feb", "mar", "apr", "may", "jun", "jul", "aug", "sep", "oct", "nov", "dec",
+        ]
+        .iter()
+        .any(|month| head.eq_ignore_ascii_case(month.as_bytes()))
     })
 }
 
 fn introduces_year(word: &str) -> bool {
-    ["in", "since", "of", "from", "until", "till", "by", "during", "before", "after", "circa", "year", "a", "the", "early", "late"]
-        .iter()
-        .any(|introduction| word.eq_ignore_ascii_case(introduction))
+    [
+        "in", "since", "of", "from", "until", "till", "by", "during", "before", "after", "circa",
+        "year", "a", "the", "early", "late",
+    ]
+    .iter()
+    .any(|introduction| word.eq_ignore_ascii_case(introduction))
 }
 
 /// True if the word is the first group of a hardware address written without digits so far.

@@ -80,12 +80,20 @@ impl From<bool> for Validity {
 impl Validity {
     /// Unknown instead of valid: the check can only exclude.
     pub(crate) fn excluding(possible: bool) -> Self {
-        if possible { Self::Unknown } else { Self::Invalid }
+        if possible {
+            Self::Unknown
+        } else {
+            Self::Invalid
+        }
     }
 
     /// Unknown instead of invalid: the check can only confirm.
     pub(crate) fn confirming(confirmed: bool) -> Self {
-        if confirmed { Self::Valid } else { Self::Unknown }
+        if confirmed {
+            Self::Valid
+        } else {
+            Self::Unknown
+        }
     }
 }
 
@@ -116,7 +124,12 @@ pub(crate) const fn between(
     before: Edge,
     after: Edge,
 ) -> Pattern {
-    Pattern { expression, score, before, after }
+    Pattern {
+        expression,
+        score,
+        before,
+        after,
+    }
 }
 
 /// The check of kinds that have none.

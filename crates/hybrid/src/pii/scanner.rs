@@ -80,7 +80,11 @@ impl Scanner {
     pub fn new(options: ScanOptions) -> Result<Self, ScanError> {
         static ENGINE: OnceLock<Result<Arc<Engine>, ScanError>> = OnceLock::new();
         let engine = ENGINE.get_or_init(|| Engine::new().map(Arc::new)).clone()?;
-        Ok(Self { engine, dictionaries: Vec::new(), options })
+        Ok(Self {
+            engine,
+            dictionaries: Vec::new(),
+            options,
+        })
     }
 
     /// The same with one more dictionary.
@@ -93,7 +97,10 @@ impl Scanner {
     /// The same scanner looking for something else.
     #[must_use]
     pub fn with_options(&self, options: ScanOptions) -> Self {
-        Self { options, ..self.clone() }
+        Self {
+            options,
+            ..self.clone()
+        }
     }
 
     /// What this scanner looks for.
@@ -112,8 +119,16 @@ impl Scanner {
     /// Every kind that this scanner can find without a dictionary.
     pub fn known_entities(&self) -> BTreeSet<Entity> {
         let special = [
-            "IBAN_CODE", "EMAIL_ADDRESS", "URL", "PHONE_NUMBER", "TR_PHONE_NUMBER", "PH_MOBILE_NUMBER", "API_KEY", "ACCESS_TOKEN",
-            "PRIVATE_KEY", "PASSWORD",
+            "IBAN_CODE",
+            "EMAIL_ADDRESS",
+            "URL",
+            "PHONE_NUMBER",
+            "TR_PHONE_NUMBER",
+            "PH_MOBILE_NUMBER",
+            "API_KEY",
+            "ACCESS_TOKEN",
+            "PRIVATE_KEY",
+            "PASSWORD",
         ];
         let table = self.engine.recognizers().iter().map(|r| r.entity.clone());
         table.chain(special.into_iter().map(Entity::new)).collect()
@@ -121,9 +136,21 @@ impl Scanner {
 
     /// What the check of `entity` says about `text` as it stands; `None` for kinds without a table entry.
     pub fn validate(&self, entity: &Entity, text: &str) -> Option<Validity> {
-        let recognizer = self.engine.recognizers().iter().find(|r| r.entity == *entity)?;
-        let alone = ScanOptions { entities: Some([entity.clone()].into()), min_confidence: 0.0, ..self.options.clone() };
-        let whole = self.with_options(alone).window(text).into_iter().find(|f| f.start == 0 && f.end == text.len());
+        let recognizer = self
+            .engine
+            .recognizers()
+            .iter()
+            .find(|r| r.entity == *entity)?;
+        let alone = ScanOptions {
+            entities: Some([entity.clone()].into()),
+            min_confidence: 0.0,
+            ..self.options.clone()
+        };
+        let whole = self
+            .with_options(alone)
+            .window(text)
+            .into_iter()
+            .find(|f| f.start == 0 && f.end == text.len());
         match whole {
             Some(finding) if finding.score >= 1.0 => Some(Validity::Valid),
             Some(_) => Some(Validity::Unknown),
@@ -136,7 +163,9 @@ impl Scanner {
     pub(super) fn window(&self, text: &str) -> Vec<Finding> {
         let mut findings = Vec::new();
         self.spellings(text, MAX_DEPTH, &mut findings);
-        findings.retain(|finding| finding.confidence >= self.options.min_confidence && finding.score > 0.0);
+        findings.retain(|finding| {
+            finding.confidence >= self.options.min_confidence && finding.score > 0.0
+        });
         findings.sort_by(|a, b| {
             (a.start, a.end, &a.entity)
                 .cmp(&(b.start, b.end, &b.entity))
@@ -166,7 +195,11 @@ impl Scanner {
                 let mut inner = Vec::new();
                 self.spellings(&decoded, depth - 1, &mut inner);
                 // What is encoded cannot be cut out, so the whole run goes.
-                own.extend(inner.into_iter().map(|finding| Finding { start: range.start, end: range.end, ..finding }));
+                own.extend(inner.into_iter().map(|finding| Finding {
+                    start: range.start,
+                    end: range.end,
+                    ..finding
+                }));
             }
         }
         if let Some(view) = &folded {
@@ -180,8 +213,15 @@ impl Scanner {
 
     /// Scans text that is already folded.
     fn plain(&self, text: &str, places: &Places) -> Vec<Finding> {
-        let wanted = |entity: &Entity| self.options.entities.as_ref().is_none_or(|set| set.contains(entity));
-        let mut hits = self.engine.scan(text, places, self.options.strictness, &wanted);
+        let wanted = |entity: &Entity| {
+            self.options
+                .entities
+                .as_ref()
+                .is_none_or(|set| set.contains(entity))
+        };
+        let mut hits = self
+            .engine
+            .scan(text, places, self.options.strictness, &wanted);
         for dictionary in &self.dictionaries {
             dictionary.find(text, &wanted, &mut hits);
         }
@@ -191,5 +231,11 @@ impl Scanner {
 
 fn finding(text: &str, hit: Hit) -> Finding {
     let confidence = context::confidence(text, hit.start..hit.end, hit.score, hit.context);
-    Finding { entity: hit.entity, start: hit.start, end: hit.end, score: hit.score, confidence }
+    Finding {
+        entity: hit.entity,
+        start: hit.start,
+        end: hit.end,
+        score: hit.score,
+        confidence,
+    }
 }

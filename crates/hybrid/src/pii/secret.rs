@@ -49,8 +49,26 @@ const PREFIXES: &[(&str, usize, &str)] = &[
 
 /// Names whose values are secrets, in small letters.
 const NAMES: &[&str] = &[
-    "password", "passwd", "passwort", "passphrase", "pwd", "secret", "token", "api_key", "apikey", "api-key", "access_key",
-    "accesskey", "private_key", "auth", "bearer", "authorization", "credential", "client_secret", "accountkey", "sharedaccesskey",
+    "password",
+    "passwd",
+    "passwort",
+    "passphrase",
+    "pwd",
+    "secret",
+    "token",
+    "api_key",
+    "apikey",
+    "api-key",
+    "access_key",
+    "accesskey",
+    "private_key",
+    "auth",
+    "bearer",
+    "authorization",
+    "credential",
+    "client_secret",
+    "accountkey",
+    "sharedaccesskey",
 ];
 
 /// Least length and entropy, in bits a character, of a value that counts as random.
@@ -61,11 +79,22 @@ const MAX_TOKEN: usize = 4096;
 const FRAME: &str = "-----BEGIN ";
 
 /// Adds the secrets of `text`.
-pub(crate) fn find(text: &str, places: &Places, wanted: &dyn Fn(&Entity) -> bool, hits: &mut Vec<Hit>) {
+pub(crate) fn find(
+    text: &str,
+    places: &Places,
+    wanted: &dyn Fn(&Entity) -> bool,
+    hits: &mut Vec<Hit>,
+) {
     let mut add = |entity: &'static str, range: Range<usize>, score: f32| {
         let entity = Entity::new(entity);
         if wanted(&entity) {
-            hits.push(Hit { entity, start: range.start, end: range.end, score, context: &["key", "token", "secret"] });
+            hits.push(Hit {
+                entity,
+                start: range.start,
+                end: range.end,
+                score,
+                context: &["key", "token", "secret"],
+            });
         }
     };
     let bytes = text.as_bytes();
@@ -74,9 +103,18 @@ pub(crate) fn find(text: &str, places: &Places, wanted: &dyn Fn(&Entity) -> bool
         if word.start < past {
             continue;
         }
-        let left = bytes[past..word.start].iter().rev().take(MAX_TOKEN).take_while(|b| TOKEN[usize::from(**b)]).count();
+        let left = bytes[past..word.start]
+            .iter()
+            .rev()
+            .take(MAX_TOKEN)
+            .take_while(|b| TOKEN[usize::from(**b)])
+            .count();
         let start = word.start - left;
-        let length = bytes[start..].iter().take(MAX_TOKEN).take_while(|b| TOKEN[usize::from(**b)]).count();
+        let length = bytes[start..]
+            .iter()
+            .take(MAX_TOKEN)
+            .take_while(|b| TOKEN[usize::from(**b)])
+            .count();
         past = start + length;
         if length < 10 {
             continue;
@@ -108,7 +146,8 @@ const TOKEN: [bool; 256] = {
     let mut byte = 0;
     while byte < 128 {
         let b = byte as u8;
-        set[byte] = b.is_ascii_alphanumeric() || matches!(b, b'_' | b'-' | b'.' | b'/' | b'+' | b'~');
+        set[byte] =
+            b.is_ascii_alphanumeric() || matches!(b, b'_' | b'-' | b'.' | b'/' | b'+' | b'~');
         byte += 1;
     }
     set
@@ -121,7 +160,10 @@ fn by_prefix(token: &str) -> Option<&'static str> {
         let sound = match *prefix {
             // A signed web token has three parts; the first begins with an encoded brace.
             "eyJ" => rest.matches('.').count() >= 1,
-            "AKIA" | "ASIA" => rest.bytes().take(16).all(|b| b.is_ascii_uppercase() || b.is_ascii_digit()),
+            "AKIA" | "ASIA" => rest
+                .bytes()
+                .take(16)
+                .all(|b| b.is_ascii_uppercase() || b.is_ascii_digit()),
             "AC" => rest.len() == 32 && rest.bytes().all(|b| b.is_ascii_hexdigit()),
             _ => !rest.contains('/'),
         };
@@ -137,7 +179,9 @@ fn framed(text: &str, start: usize) -> Option<usize> {
         return None;
     }
     let closing = format!("-----END {head}-----");
-    let end = text[start..].find(&closing).map(|at| start + at + closing.len());
+    let end = text[start..]
+        .find(&closing)
+        .map(|at| start + at + closing.len());
     Some(end.unwrap_or(text.len()))
 }
 
@@ -147,7 +191,10 @@ fn assigned(text: &str, at: usize) -> Option<(&'static str, Range<usize>)> {
         return None;
     }
     let rest = &text[at + 1..];
-    let lead = rest.len() - rest.trim_start_matches([' ', '"', '\'', '\\', '=', '>']).len();
+    let lead = rest.len()
+        - rest
+            .trim_start_matches([' ', '"', '\'', '\\', '=', '>'])
+            .len();
     if lead > 4 {
         return None;
     }
@@ -159,8 +206,9 @@ fn assigned(text: &str, at: usize) -> Option<(&'static str, Range<usize>)> {
         .map(|(_, c)| c.len_utf8())
         .sum();
     let secret = &text[start..start + value];
-    let password = name_before(text, at)
-        .is_some_and(|name| contains_ignoring_case(name, "pass") || contains_ignoring_case(name, "pwd"));
+    let password = name_before(text, at).is_some_and(|name| {
+        contains_ignoring_case(name, "pass") || contains_ignoring_case(name, "pwd")
+    });
     let has_digit_or_sign = secret.chars().any(|c| !c.is_alphabetic());
     if password && value >= 4 && (has_digit_or_sign || value >= 8) {
         Some(("PASSWORD", start..start + value))
@@ -173,7 +221,11 @@ fn assigned(text: &str, at: usize) -> Option<(&'static str, Range<usize>)> {
 }
 
 fn named_before(text: &str, at: usize) -> bool {
-    name_before(text, at).is_some_and(|name| NAMES.iter().any(|secret| contains_ignoring_case(name, secret)))
+    name_before(text, at).is_some_and(|name| {
+        NAMES
+            .iter()
+            .any(|secret| contains_ignoring_case(name, secret))
+    })
 }
 
 /// The last word before `at`.
@@ -195,7 +247,9 @@ fn contains_ignoring_case(name: &str, part: &str) -> bool {
 }
 
 fn is_random(token: &str) -> bool {
-    token.len() >= RANDOM_LENGTH && token.bytes().any(|b| b.is_ascii_digit()) && entropy(token) >= RANDOM_ENTROPY
+    token.len() >= RANDOM_LENGTH
+        && token.bytes().any(|b| b.is_ascii_digit())
+        && entropy(token) >= RANDOM_ENTROPY
 }
 
 /// Shannon entropy of the bytes, in bits a byte.
@@ -229,7 +283,9 @@ mod tests {
     fn formats_frames_and_assignments() {
         let token = ["ghp", "_0123456789abcdefghijABCDEFGHIJ456789"].concat();
         let key = ["AKIA", "IOSFODNN7EXAMPLE"].concat();
-        let text = format!("a {token}, {key}; password: hunter2! and client_secret=\"9f8A7b6C5d4E3f2A1b0C\"");
+        let text = format!(
+            "a {token}, {key}; password: hunter2! and client_secret=\"9f8A7b6C5d4E3f2A1b0C\""
+        );
         let found_kinds: std::collections::BTreeSet<_> = found(&text).into_iter().collect();
         let expected = [
             ("ACCESS_TOKEN", "9f8A7b6C5d4E3f2A1b0C"),

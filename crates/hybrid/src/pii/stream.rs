@@ -26,7 +26,12 @@ const LOOK_BACK: usize = 512;
 impl StreamScanner {
     /// A scanner at the beginning of a text.
     pub fn new(scanner: Scanner) -> Self {
-        Self { scanner, buffer: String::new(), look_back: 0, offset: 0 }
+        Self {
+            scanner,
+            buffer: String::new(),
+            look_back: 0,
+            offset: 0,
+        }
     }
 
     /// Takes the next piece and answers the findings of the windows that it completes, with offsets in the whole text.
@@ -77,5 +82,8 @@ impl StreamScanner {
 /// The last character boundary at or before `at`.
 fn floor(text: &str, at: usize) -> usize {
     let at = at.min(text.len());
-    (at.saturating_sub(3)..=at).rev().find(|at| text.is_char_boundary(*at)).unwrap_or(0)
+    (at.saturating_sub(3)..=at)
+        .rev()
+        .find(|at| text.is_char_boundary(*at))
+        .unwrap_or(0)
 }

@@ -75,11 +75,18 @@ impl CapabilityModel {
     /// # Errors
     /// [`ModelError::Format`].
     pub fn from_json(text: &str) -> Result<Self, ModelError> {
-        let model: Self = serde_json::from_str(text).map_err(|error| ModelError::Format(error.to_string()))?;
-        let sound = [&model.weak, &model.strong]
-            .iter()
-            .all(|weights| weights.len() == FEATURES && weights.iter().all(|weight| weight.is_finite()));
-        if sound { Ok(model) } else { Err(ModelError::Format(format!("it needs twice {FEATURES} finite weights"))) }
+        let model: Self =
+            serde_json::from_str(text).map_err(|error| ModelError::Format(error.to_string()))?;
+        let sound = [&model.weak, &model.strong].iter().all(|weights| {
+            weights.len() == FEATURES && weights.iter().all(|weight| weight.is_finite())
+        });
+        if sound {
+            Ok(model)
+        } else {
+            Err(ModelError::Format(format!(
+                "it needs twice {FEATURES} finite weights"
+            )))
+        }
     }
 
     /// Learns from outcomes: the normal equations of ridge regression, solved by Cholesky's method in double precision.
@@ -105,7 +112,10 @@ impl CapabilityModel {
         cholesky(&mut gram, FEATURES)?;
         let [weak, strong] = right.map(|mut right| {
             substitute(&gram, FEATURES, &mut right);
-            right.into_iter().map(|weight| ((weight * 1e5).round() / 1e5) as f32).collect()
+            right
+                .into_iter()
+                .map(|weight| ((weight * 1e5).round() / 1e5) as f32)
+                .collect()
         });
         Ok(Self { weak, strong })
     }
@@ -132,7 +142,12 @@ impl CapabilityModel {
 
     fn scores(&self, prompt: &str) -> [f32; 2] {
         let features = features(prompt);
-        [&self.weak, &self.strong].map(|weights| features.iter().map(|(index, value)| weights[*index] * value).sum())
+        [&self.weak, &self.strong].map(|weights| {
+            features
+                .iter()
+                .map(|(index, value)| weights[*index] * value)
+                .sum()
+        })
     }
 }
 
@@ -150,7 +165,10 @@ impl Calibration {
 
     /// Starts from a known difference, for example measured by an evaluation of the quantised model.
     pub fn starting_at(offset: f32) -> Self {
-        Self { offset: offset.clamp(-1.0, 1.0), count: 20 }
+        Self {
+            offset: offset.clamp(-1.0, 1.0),
+            count: 20,
+        }
     }
 
     /// The corrected probability.
@@ -169,7 +187,10 @@ impl Calibration {
 
 /// The features that are not zero, with their places.
 fn features(prompt: &str) -> Vec<(usize, f32)> {
-    let end = (0..=prompt.len().min(MAX_PROMPT)).rev().find(|at| prompt.is_char_boundary(*at)).unwrap_or(0);
+    let end = (0..=prompt.len().min(MAX_PROMPT))
+        .rev()
+        .find(|at| prompt.is_char_boundary(*at))
+        .unwrap_or(0);
     let text = &prompt[..end];
     let mut seen = [false; WORDS];
     let mut buckets = Vec::with_capacity(256);
@@ -196,7 +217,8 @@ fn features(prompt: &str) -> Vec<(usize, f32)> {
         }
     }
     let scale = 1.0 / (buckets.len().max(1) as f32).sqrt();
-    let mut features: Vec<(usize, f32)> = buckets.into_iter().map(|bucket| (bucket, scale)).collect();
+    let mut features: Vec<(usize, f32)> =
+        buckets.into_iter().map(|bucket| (bucket, scale)).collect();
     // Centred on a typical question so that the constant keeps its meaning.
     features.push((WORDS, ((prompt.len() + 1) as f32).ln() - 6.0));
     features.push((WORDS + 1, 1.0));
@@ -205,8 +227,9 @@ fn features(prompt: &str) -> Vec<(usize, f32)> {
 
 /// Fowler, Noll and Vo's hash 1a of the small letters.
 fn fnv1a(word: &[u8]) -> u64 {
-    word.iter()
-        .fold(0xcbf2_9ce4_8422_2325, |hash, byte| (hash ^ u64::from(byte.to_ascii_lowercase())).wrapping_mul(0x0100_0000_01b3))
+    word.iter().fold(0xcbf2_9ce4_8422_2325, |hash, byte| {
+        (hash ^ u64::from(byte.to_ascii_lowercase())).wrapping_mul(0x0100_0000_01b3)
+    })
 }
 
 /// Replaces the lower triangle of a positive definite matrix by its Cholesky factor.
@@ -236,7 +259,9 @@ fn substitute(factor: &[f64], size: usize, right: &mut [f64]) {
         right[row] = (right[row] - dot) / factor[row * size + row];
     }
     for row in (0..size).rev() {
-        let dot: f64 = (row + 1..size).map(|k| factor[k * size + row] * right[k]).sum();
+        let dot: f64 = (row + 1..size)
+            .map(|k| factor[k * size + row] * right[k])
+            .sum();
         right[row] = (right[row] - dot) / factor[row * size + row];
     }
 }
@@ -249,8 +274,17 @@ mod tests {
         (0..400)
             .map(|index| {
                 let hard = index % 2 == 0;
-                let topic = if hard { "prove the theorem about integrals" } else { "name the capital city" };
-                Outcome { prompt: format!("{topic} number {index}"), weak: !hard, strong: true, bench: String::new() }
+                let topic = if hard {
+                    "prove the theorem about integrals"
+                } else {
+                    "name the capital city"
+                };
+                Outcome {
+                    prompt: format!("{topic} number {index}"),
+                    weak: !hard,
+                    strong: true,
+                    bench: String::new(),
+                }
             })
             .collect()
     }
@@ -258,7 +292,8 @@ mod tests {
     #[test]
     fn what_is_hard_for_the_small_model_is_learnt() {
         let model = CapabilityModel::train(&outcomes()).unwrap();
-        let [hard, easy] = ["prove a theorem about sums", "name a capital"].map(|prompt| model.gain(prompt));
+        let [hard, easy] =
+            ["prove a theorem about sums", "name a capital"].map(|prompt| model.gain(prompt));
         assert!(hard > easy + 0.2, "{hard} {easy}");
         let again = CapabilityModel::from_json(&serde_json::to_string(&model).unwrap()).unwrap();
         assert_eq!(again, model);
@@ -271,6 +306,9 @@ mod tests {
         for index in 0..300 {
             calibration.learn(0.8, index % 2 == 0);
         }
-        assert!((calibration.apply(0.8) - 0.5).abs() < 0.06, "{calibration:?}");
+        assert!(
+            (calibration.apply(0.8) - 0.5).abs() < 0.06,
+            "{calibration:?}"
+        );
     }
 }

@@ -1,6 +1,6 @@
 //! Hard filters first; then the cheapest place that meets the deadline and the quality target.
 
-use super::{CapabilityModel, Calibration, LatencyProfile, OutputLengths, Tier};
+use super::{Calibration, CapabilityModel, LatencyProfile, OutputLengths, Tier};
 use crate::egress::Label;
 use crate::policy::{Place, Policy, Provider, Rule};
 use serde::{Deserialize, Serialize};
@@ -50,7 +50,10 @@ impl Candidate {
             tier: Tier::Strong,
             calibration: Calibration::default(),
             context_tokens: provider.context_tokens,
-            offers: Needs { tools: provider.tools, vision: provider.vision },
+            offers: Needs {
+                tools: provider.tools,
+                vision: provider.vision,
+            },
             prices: [provider.input_price, provider.output_price],
             joules_per_token: 0.0,
             breaker_open: false,
@@ -101,7 +104,12 @@ pub struct Conditions {
 
 impl Default for Conditions {
     fn default() -> Self {
-        Self { online: true, battery: None, throttled: false, spent_today: 0.0 }
+        Self {
+            online: true,
+            battery: None,
+            throttled: false,
+            spent_today: 0.0,
+        }
     }
 }
 
@@ -199,11 +207,20 @@ impl Router {
 
     /// A router for a policy.
     pub fn new(policy: Policy, capability: CapabilityModel) -> Self {
-        Self { policy, capability, lengths: OutputLengths::default() }
+        Self {
+            policy,
+            capability,
+            lengths: OutputLengths::default(),
+        }
     }
 
     /// Decides. Nothing is sent and nothing is generated.
-    pub fn decide(&self, task: &Task<'_>, candidates: &[Candidate], conditions: &Conditions) -> Receipt {
+    pub fn decide(
+        &self,
+        task: &Task<'_>,
+        candidates: &[Candidate],
+        conditions: &Conditions,
+    ) -> Receipt {
         let tokens = [0.5, 0.9].map(|q| self.lengths.quantile(task.class, q));
         let deadline = task.deadline_ms.or(self.policy.budgets.deadline_ms);
         let target = self.policy.quality_target();
@@ -213,13 +230,22 @@ impl Router {
             .iter()
             .map(|candidate| {
                 let quality = qualities[usize::from(candidate.tier == Tier::Strong)];
-                let slowed = if candidate.local && conditions.throttled { Self::THROTTLED } else { 1.0 };
+                let slowed = if candidate.local && conditions.throttled {
+                    Self::THROTTLED
+                } else {
+                    1.0
+                };
                 let typical = |prices: [f64; 2]| {
-                    (f64::from(task.prompt_tokens) * prices[0] + f64::from(tokens[0]) * prices[1]) / 1e6
+                    (f64::from(task.prompt_tokens) * prices[0] + f64::from(tokens[0]) * prices[1])
+                        / 1e6
                 };
                 CandidateReceipt {
                     name: candidate.name.clone(),
-                    latency_ms: candidate.latency.answer_ms(task.prompt_tokens, tokens[1], candidate.load.max(1.0) * slowed),
+                    latency_ms: candidate.latency.answer_ms(
+                        task.prompt_tokens,
+                        tokens[1],
+                        candidate.load.max(1.0) * slowed,
+                    ),
                     cost: typical(candidate.prices),
                     joules: candidate.joules_per_token * f64::from(task.prompt_tokens + tokens[0]),
                     quality: candidate.calibration.apply(quality),
@@ -230,12 +256,17 @@ impl Router {
         for (candidate, receipt) in candidates.iter().zip(&mut receipts) {
             receipt.lost = self.barred(task, candidate, receipt, tokens[1], conditions, &mut rules);
         }
-        let in_time = |receipt: &CandidateReceipt| deadline.is_none_or(|limit| receipt.latency_ms <= limit as f32);
-        let low = conditions.battery.is_some_and(|charge| charge < Self::LOW_BATTERY);
+        let in_time = |receipt: &CandidateReceipt| {
+            deadline.is_none_or(|limit| receipt.latency_ms <= limit as f32)
+        };
+        let low = conditions
+            .battery
+            .is_some_and(|charge| charge < Self::LOW_BATTERY);
         let chosen = choose(candidates, &receipts, &in_time, target, low);
         for (index, receipt) in receipts.iter_mut().enumerate() {
             if Some(index) != chosen && receipt.lost.is_none() {
-                let satisfied = chosen.is_some_and(|_| in_time(receipt) && receipt.quality >= target);
+                let satisfied =
+                    chosen.is_some_and(|_| in_time(receipt) && receipt.quality >= target);
                 receipt.lost = Some(if satisfied {
                     Lost::Cost
                 } else if !in_time(receipt) {
@@ -271,10 +302,20 @@ impl Router {
             .label
             .classes
             .iter()
-            .map(|class| format!("classes.{} = {}", name(json!(class)), name(json!(self.policy.rule(*class)))))
+            .map(|class| {
+                format!(
+                    "classes.{} = {}",
+                    name(json!(class)),
+                    name(json!(self.policy.rule(*class)))
+                )
+            })
             .collect();
         if self.policy.place(task.class) != Place::Any {
-            rules.push(format!("tasks.{} = {}", task.class, name(json!(self.policy.place(task.class)))));
+            rules.push(format!(
+                "tasks.{} = {}",
+                task.class,
+                name(json!(self.policy.place(task.class)))
+            ));
         }
         if self.policy.offline.always {
             rules.push("offline.always".into());
@@ -294,14 +335,21 @@ impl Router {
     ) -> Option<Lost> {
         let budgets = &self.policy.budgets;
         let place = self.policy.place(task.class);
-        let provider = self.policy.providers().iter().find(|provider| provider.name == candidate.name);
+        let provider = self
+            .policy
+            .providers()
+            .iter()
+            .find(|provider| provider.name == candidate.name);
         let kept = task.label.local_only
             || task.label.classes.iter().any(|class| match provider {
                 Some(provider) => self.policy.rule_at(*class, provider) == Rule::LocalOnly,
                 None => true,
             });
-        let wanting = (task.needs.tools && !candidate.offers.tools) || (task.needs.vision && !candidate.offers.vision);
-        let refused = candidate.local && place == Place::Cloud && (conditions.online || self.policy.offline.refuse_cloud_tasks);
+        let wanting = (task.needs.tools && !candidate.offers.tools)
+            || (task.needs.vision && !candidate.offers.vision);
+        let refused = candidate.local
+            && place == Place::Cloud
+            && (conditions.online || self.policy.offline.refuse_cloud_tasks);
         if (!candidate.local && (provider.is_none() || kept || place == Place::Local)) || refused {
             Some(Lost::Policy)
         } else if !candidate.local && (!conditions.online || self.policy.offline.always) {
@@ -312,10 +360,17 @@ impl Router {
             Some(Lost::ContextLength)
         } else if wanting {
             Some(Lost::Capability)
-        } else if receipt.cost > 0.0 && budgets.money_per_day.is_some_and(|most| conditions.spent_today + receipt.cost > most) {
+        } else if receipt.cost > 0.0
+            && budgets
+                .money_per_day
+                .is_some_and(|most| conditions.spent_today + receipt.cost > most)
+        {
             rules.push("budgets.money_per_day".into());
             Some(Lost::Budget)
-        } else if budgets.joules_per_request.is_some_and(|most| receipt.joules > most) {
+        } else if budgets
+            .joules_per_request
+            .is_some_and(|most| receipt.joules > most)
+        {
             rules.push("budgets.joules_per_request".into());
             Some(Lost::Budget)
         } else {
@@ -338,14 +393,25 @@ fn choose(
         let scarce = low_battery && candidates[*index].local;
         (scarce, receipts[*index].cost, receipts[*index].latency_ms)
     };
-    let by_price = |a: &usize, b: &usize| price(a).partial_cmp(&price(b)).unwrap_or(std::cmp::Ordering::Equal);
-    let good = open().filter(|index| in_time(&receipts[*index]) && receipts[*index].quality >= target);
+    let by_price = |a: &usize, b: &usize| {
+        price(a)
+            .partial_cmp(&price(b))
+            .unwrap_or(std::cmp::Ordering::Equal)
+    };
+    let good =
+        open().filter(|index| in_time(&receipts[*index]) && receipts[*index].quality >= target);
     let best = || {
         open()
             .filter(|index| in_time(&receipts[*index]))
-            .max_by(|a, b| receipts[*a].quality.total_cmp(&receipts[*b].quality).then(by_price(b, a)))
+            .max_by(|a, b| {
+                receipts[*a]
+                    .quality
+                    .total_cmp(&receipts[*b].quality)
+                    .then(by_price(b, a))
+            })
     };
-    let quickest = || open().min_by(|a, b| receipts[*a].latency_ms.total_cmp(&receipts[*b].latency_ms));
+    let quickest =
+        || open().min_by(|a, b| receipts[*a].latency_ms.total_cmp(&receipts[*b].latency_ms));
     good.min_by(by_price).or_else(best).or_else(quickest)
 }
 
@@ -356,14 +422,21 @@ mod tests {
     use crate::policy::EXAMPLES;
 
     fn router() -> Router {
-        Router::new(Policy::parse(EXAMPLES[2].1).unwrap(), CapabilityModel::shipped().unwrap())
+        Router::new(
+            Policy::parse(EXAMPLES[2].1).unwrap(),
+            CapabilityModel::shipped().unwrap(),
+        )
     }
 
     fn device() -> Candidate {
         Candidate {
             name: "device".into(),
             local: true,
-            latency: LatencyProfile { start_ms: 5.0, prompt_ms_per_token: 1.0, answer_ms_per_token: 10.0 },
+            latency: LatencyProfile {
+                start_ms: 5.0,
+                prompt_ms_per_token: 1.0,
+                answer_ms_per_token: 10.0,
+            },
             tier: Tier::Weak,
             calibration: Calibration::default(),
             context_tokens: 4096,
@@ -376,37 +449,99 @@ mod tests {
     }
 
     fn places() -> Vec<Candidate> {
-        let cloud = LatencyProfile { start_ms: 300.0, prompt_ms_per_token: 0.05, answer_ms_per_token: 8.0 };
+        let cloud = LatencyProfile {
+            start_ms: 300.0,
+            prompt_ms_per_token: 0.05,
+            answer_ms_per_token: 8.0,
+        };
         let policy = Policy::parse(EXAMPLES[2].1).unwrap();
         vec![device(), Candidate::of(&policy.providers()[0], cloud)]
     }
 
     fn task<'a>(label: &'a Label, prompt: &'a str) -> Task<'a> {
-        Task { prompt, class: "chat", label, prompt_tokens: 50, deadline_ms: None, needs: Needs::default() }
+        Task {
+            prompt,
+            class: "chat",
+            label,
+            prompt_tokens: 50,
+            deadline_ms: None,
+            needs: Needs::default(),
+        }
     }
 
     #[test]
     fn the_hard_filters_come_first_and_say_so() {
         let (router, places, public) = (router(), places(), Label::default());
-        let private = Label { classes: [DataClass::Financial].into(), local_only: true };
+        let private = Label {
+            classes: [DataClass::Financial].into(),
+            local_only: true,
+        };
         let lost = |receipt: &Receipt, index: usize| receipt.candidates[index].lost;
         let kept = router.decide(&task(&private, "x"), &places, &Conditions::default());
-        assert_eq!((kept.chosen.as_deref(), lost(&kept, 1)), (Some("device"), Some(Lost::Policy)));
-        assert!(kept.rules.contains(&"classes.financial = local_only".to_string()));
-        let offline = Conditions { online: false, ..Conditions::default() };
-        assert_eq!(lost(&router.decide(&task(&public, "x"), &places, &offline), 1), Some(Lost::Offline));
-        let seeing = Task { needs: Needs { vision: true, tools: false }, ..task(&public, "x") };
+        assert_eq!(
+            (kept.chosen.as_deref(), lost(&kept, 1)),
+            (Some("device"), Some(Lost::Policy))
+        );
+        assert!(
+            kept.rules
+                .contains(&"classes.financial = local_only".to_string())
+        );
+        let offline = Conditions {
+            online: false,
+            ..Conditions::default()
+        };
+        assert_eq!(
+            lost(&router.decide(&task(&public, "x"), &places, &offline), 1),
+            Some(Lost::Offline)
+        );
+        let seeing = Task {
+            needs: Needs {
+                vision: true,
+                tools: false,
+            },
+            ..task(&public, "x")
+        };
         let seen = router.decide(&seeing, &places, &Conditions::default());
-        assert_eq!((seen.chosen.as_deref(), lost(&seen, 0)), (Some("example"), Some(Lost::Capability)));
-        let long = Task { prompt_tokens: 5000, ..task(&public, "x") };
-        assert_eq!(lost(&router.decide(&long, &places, &Conditions::default()), 0), Some(Lost::ContextLength));
-        let poor = Conditions { spent_today: 19.999_999, ..Conditions::default() };
-        assert_eq!(lost(&router.decide(&task(&public, "x"), &places, &poor), 1), Some(Lost::Budget));
+        assert_eq!(
+            (seen.chosen.as_deref(), lost(&seen, 0)),
+            (Some("example"), Some(Lost::Capability))
+        );
+        let long = Task {
+            prompt_tokens: 5000,
+            ..task(&public, "x")
+        };
+        assert_eq!(
+            lost(&router.decide(&long, &places, &Conditions::default()), 0),
+            Some(Lost::ContextLength)
+        );
+        let poor = Conditions {
+            spent_today: 19.999_999,
+            ..Conditions::default()
+        };
+        assert_eq!(
+            lost(&router.decide(&task(&public, "x"), &places, &poor), 1),
+            Some(Lost::Budget)
+        );
         let mut broken = places.clone();
         broken[1].breaker_open = true;
-        assert_eq!(lost(&router.decide(&task(&public, "x"), &broken, &Conditions::default()), 1), Some(Lost::BreakerOpen));
-        let unknown = Candidate { name: "stranger".into(), ..places[1].clone() };
-        assert_eq!(lost(&router.decide(&task(&public, "x"), &[unknown], &Conditions::default()), 0), Some(Lost::Policy));
+        assert_eq!(
+            lost(
+                &router.decide(&task(&public, "x"), &broken, &Conditions::default()),
+                1
+            ),
+            Some(Lost::BreakerOpen)
+        );
+        let unknown = Candidate {
+            name: "stranger".into(),
+            ..places[1].clone()
+        };
+        assert_eq!(
+            lost(
+                &router.decide(&task(&public, "x"), &[unknown], &Conditions::default()),
+                0
+            ),
+            Some(Lost::Policy)
+        );
     }
 
     #[test]
@@ -414,22 +549,47 @@ mod tests {
         let (router, mut places, public) = (router(), places(), Label::default());
         places[0].calibration = Calibration::starting_at(1.0);
         let good = router.decide(&task(&public, "x"), &places, &Conditions::default());
-        assert_eq!((good.chosen.as_deref(), good.candidates[1].lost), (Some("device"), Some(Lost::Cost)));
-        let low = Conditions { battery: Some(0.1), ..Conditions::default() };
+        assert_eq!(
+            (good.chosen.as_deref(), good.candidates[1].lost),
+            (Some("device"), Some(Lost::Cost))
+        );
+        let low = Conditions {
+            battery: Some(0.1),
+            ..Conditions::default()
+        };
         places[1].calibration = Calibration::starting_at(1.0);
-        assert_eq!(router.decide(&task(&public, "x"), &places, &low).chosen.as_deref(), Some("example"));
+        assert_eq!(
+            router
+                .decide(&task(&public, "x"), &places, &low)
+                .chosen
+                .as_deref(),
+            Some("example")
+        );
         places[0].calibration = Calibration::starting_at(-1.0);
         let bad = router.decide(&task(&public, "x"), &places, &Conditions::default());
-        assert_eq!((bad.chosen.as_deref(), bad.candidates[0].lost), (Some("example"), Some(Lost::Quality)));
-        let hurried = Task { deadline_ms: Some(5500), ..task(&public, "x") };
+        assert_eq!(
+            (bad.chosen.as_deref(), bad.candidates[0].lost),
+            (Some("example"), Some(Lost::Quality))
+        );
+        let hurried = Task {
+            deadline_ms: Some(5500),
+            ..task(&public, "x")
+        };
         let late = router.decide(&hurried, &places, &Conditions::default());
-        assert_eq!((late.chosen.as_deref(), late.candidates[0].lost), (Some("example"), Some(Lost::Deadline)));
+        assert_eq!(
+            (late.chosen.as_deref(), late.candidates[0].lost),
+            (Some("example"), Some(Lost::Deadline))
+        );
     }
 
     #[test]
     fn a_receipt_holds_no_text() {
         let (router, public) = (router(), Label::default());
-        let receipt = router.decide(&task(&public, "zebra crossing"), &places(), &Conditions::default());
+        let receipt = router.decide(
+            &task(&public, "zebra crossing"),
+            &places(),
+            &Conditions::default(),
+        );
         let json = serde_json::to_string(&receipt).unwrap();
         assert!(!json.contains("zebra") && json.contains("\"chosen\""));
     }

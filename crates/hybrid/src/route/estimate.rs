@@ -47,7 +47,8 @@ pub struct LatencyProfile {
 impl LatencyProfile {
     /// The time of a whole answer, in milliseconds. `load` is how many requests share the place, at least 1.
     pub fn answer_ms(&self, prompt_tokens: u32, answer_tokens: u32, load: f32) -> f32 {
-        let work = self.prompt_ms_per_token * prompt_tokens as f32 + self.answer_ms_per_token * answer_tokens as f32;
+        let work = self.prompt_ms_per_token * prompt_tokens as f32
+            + self.answer_ms_per_token * answer_tokens as f32;
         self.start_ms + work * load.max(1.0)
     }
 }
@@ -79,8 +80,16 @@ impl OutputLengths {
 
     /// Tokens that a share `q` of the answers of `class` does not exceed, rounded up to a power of two.
     pub fn quantile(&self, class: &str, q: f32) -> u32 {
-        let Some(counts) = self.classes.get(class).filter(|counts| counts.iter().sum::<u32>() >= Self::ENOUGH) else {
-            return if q > 0.5 { Self::UNKNOWN.1 } else { Self::UNKNOWN.0 };
+        let Some(counts) = self
+            .classes
+            .get(class)
+            .filter(|counts| counts.iter().sum::<u32>() >= Self::ENOUGH)
+        else {
+            return if q > 0.5 {
+                Self::UNKNOWN.1
+            } else {
+                Self::UNKNOWN.0
+            };
         };
         let wanted = (q.clamp(0.0, 1.0) * counts.iter().sum::<u32>() as f32).ceil() as u32;
         let mut sum = 0;

@@ -52,7 +52,13 @@ pub(super) const RECOGNIZERS: &[Recognizer] = &[
         entity: Entity::new("NG_NIN"),
         patterns: &[word(r"[0-9]{11}", 0.01)],
         check: |text, _| exactly(text, 11).is_some_and(|d| verhoeff(&d)).into(),
-        context: &["nin", "nimc", "national identification", "national identity", "nigeria"],
+        context: &[
+            "nin",
+            "nimc",
+            "national identification",
+            "national identity",
+            "nigeria",
+        ],
     },
     Recognizer {
         entity: Entity::new("NG_VEHICLE_REGISTRATION"),
@@ -74,7 +80,11 @@ fn business_number(text: &str, _: Strictness) -> Validity {
         return Validity::Invalid;
     };
     // The lead digit of an issued number is never 0; taking one from 0 gives −10, which is 79 modulo 89.
-    let lead = if digits[0] == 0 { 79 } else { (digits[0] - 1) * 10 };
+    let lead = if digits[0] == 0 {
+        79
+    } else {
+        (digits[0] - 1) * 10
+    };
     digits[0] = 0;
     let sum = lead + weighted(&digits, &[10, 1, 3, 5, 7, 9, 11, 13, 15, 17, 19]);
     sum.is_multiple_of(89).into()

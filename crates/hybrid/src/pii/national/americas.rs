@@ -8,7 +8,13 @@ use super::{compact, exactly};
 /// The group of a taxpayer number (Internal Revenue Service): 50 to 65, 70 to 88, 90 to 92, 94 to 99.
 macro_rules! itin {
     ($first:literal, $second:literal) => {
-        concat!("9[0-9]{2}", $first, "(?:5[0-9]|6[0-5]|7[0-9]|8[0-8]|9[0-24-9])", $second, "[0-9]{4}")
+        concat!(
+            "9[0-9]{2}",
+            $first,
+            "(?:5[0-9]|6[0-5]|7[0-9]|8[0-8]|9[0-24-9])",
+            $second,
+            "[0-9]{4}"
+        )
     };
 }
 
@@ -49,7 +55,9 @@ pub(super) const RECOGNIZERS: &[Recognizer] = &[
             word(r"[0-9]{6,14}|[0-9]{16}", 0.01),
         ],
         check: unchecked,
-        context: &["driver", "driving", "license", "licence", "permit", "dl", "cdl"],
+        context: &[
+            "driver", "driving", "license", "licence", "permit", "dl", "cdl",
+        ],
     },
     Recognizer {
         entity: Entity::new("US_ITIN"),
@@ -133,7 +141,10 @@ pub(super) const RECOGNIZERS: &[Recognizer] = &[
     },
     Recognizer {
         entity: Entity::new("MX_CURP"),
-        patterns: &[word(r"[A-Z][AEIOUX][A-Z]{2}[0-9]{6}[HMX][A-Z]{5}[A-Z0-9][0-9]", 0.5)],
+        patterns: &[word(
+            r"[A-Z][AEIOUX][A-Z]{2}[0-9]{6}[HMX][A-Z]{5}[A-Z0-9][0-9]",
+            0.5,
+        )],
         check: population_registry,
         context: &["curp"],
     },
@@ -142,7 +153,9 @@ pub(super) const RECOGNIZERS: &[Recognizer] = &[
         patterns: &[word(r"(?:2[0347]|3[034])-[0-9]{8}-[0-9]", 0.4)],
         check: |text, _| {
             exactly(text, 11)
-                .is_some_and(|d| weighted(&d, &[5, 4, 3, 2, 7, 6, 5, 4, 3, 2, 1]).is_multiple_of(11))
+                .is_some_and(|d| {
+                    weighted(&d, &[5, 4, 3, 2, 7, 6, 5, 4, 3, 2, 1]).is_multiple_of(11)
+                })
                 .into()
         },
         context: &["cuit", "cuil"],
@@ -168,7 +181,10 @@ fn drug_enforcement_number(text: &str, _: Strictness) -> Validity {
 fn provider_identifier(text: &str, _: Strictness) -> Validity {
     exactly(text, 10)
         .is_some_and(|d| {
-            let prefixed: Vec<u32> = [8, 0, 8, 4, 0].into_iter().chain(d.iter().copied()).collect();
+            let prefixed: Vec<u32> = [8, 0, 8, 4, 0]
+                .into_iter()
+                .chain(d.iter().copied())
+                .collect();
             luhn(&prefixed) && d[1..9].iter().any(|digit| *digit != d[0])
         })
         .into()
@@ -229,7 +245,9 @@ fn population_registry(text: &str, _: Strictness) -> Validity {
         .zip((2..=18).rev())
         .map(|(c, w)| value(c) * w)
         .sum();
-    Validity::confirming(text.chars().last().and_then(|c| c.to_digit(10)) == Some((10 - sum % 10) % 10))
+    Validity::confirming(
+        text.chars().last().and_then(|c| c.to_digit(10)) == Some((10 - sum % 10) % 10),
+    )
 }
 
 /// Servicio de Registro Civil: weights 2 to 7 from the right, modulo 11, K for ten.

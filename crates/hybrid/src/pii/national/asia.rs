@@ -8,7 +8,11 @@ use super::{compact, exactly};
 /// A Korean registration number: birth date, then seven digits of which the first tells century, sex and nationality.
 macro_rules! korean_registration {
     ($kind:literal) => {
-        concat!("[0-9]{2}(?:0[1-9]|1[0-2])(?:0[1-9]|[12][0-9]|3[01])-?", $kind, "[0-9]{6}")
+        concat!(
+            "[0-9]{2}(?:0[1-9]|1[0-2])(?:0[1-9]|[12][0-9]|3[01])-?",
+            $kind,
+            "[0-9]{6}"
+        )
     };
 }
 
@@ -40,14 +44,29 @@ pub(super) const RECOGNIZERS: &[Recognizer] = &[
     },
     Recognizer {
         entity: Entity::new("KR_FRN"),
-        patterns: &[between(korean_registration!("[5-8]"), 0.5, Edge::Digit, Edge::Digit)],
+        patterns: &[between(
+            korean_registration!("[5-8]"),
+            0.5,
+            Edge::Digit,
+            Edge::Digit,
+        )],
         check: |text, _| registration(text, 13),
-        context: &["외국인등록번호", "외국인번호", "frn", "foreigner registration"],
+        context: &[
+            "외국인등록번호",
+            "외국인번호",
+            "frn",
+            "foreigner registration",
+        ],
     },
     Recognizer {
         entity: Entity::new("KR_PASSPORT"),
         patterns: &[
-            between(r"[MSROD][0-9]{3}[A-Z][0-9]{4}", 0.1, Edge::Ascii, Edge::Digit),
+            between(
+                r"[MSROD][0-9]{3}[A-Z][0-9]{4}",
+                0.1,
+                Edge::Ascii,
+                Edge::Digit,
+            ),
             between(r"[MSROD][0-9]{8}", 0.05, Edge::Ascii, Edge::Digit),
         ],
         check: unchecked,
@@ -55,7 +74,12 @@ pub(super) const RECOGNIZERS: &[Recognizer] = &[
     },
     Recognizer {
         entity: Entity::new("KR_RRN"),
-        patterns: &[between(korean_registration!("[1-4]"), 0.5, Edge::Digit, Edge::Digit)],
+        patterns: &[between(
+            korean_registration!("[1-4]"),
+            0.5,
+            Edge::Digit,
+            Edge::Digit,
+        )],
         check: |text, _| registration(text, 11),
         context: &["주민등록번호", "rrn", "resident registration"],
     },
@@ -79,7 +103,10 @@ pub(super) const RECOGNIZERS: &[Recognizer] = &[
     },
     Recognizer {
         entity: Entity::new("SG_UEN"),
-        patterns: &[word(r"[0-9]{8,9}[A-Z]|[TSR][0-9]{2}[A-Z]{2}[0-9]{4}[A-Z]", 0.3)],
+        patterns: &[word(
+            r"[0-9]{8,9}[A-Z]|[TSR][0-9]{2}[A-Z]{2}[0-9]{4}[A-Z]",
+            0.3,
+        )],
         check: unique_entity,
         context: &["uen", "unique entity", "acra", "business registration"],
     },
@@ -135,9 +162,10 @@ fn unique_entity(text: &str, _: Strictness) -> Validity {
     let digits = super::super::checksum::digits(&text);
     let expected = match (text.len(), digits.len()) {
         (9, 8) => nth("XMKECAWLJDB", weighted(&digits, &[10, 4, 9, 3, 8, 2, 7, 1])),
-        (10, 9) if digits[0] <= 2 => {
-            nth("ZKCMDNERGWH", weighted(&digits, &[10, 8, 6, 4, 9, 7, 5, 3, 1]))
-        }
+        (10, 9) if digits[0] <= 2 => nth(
+            "ZKCMDNERGWH",
+            weighted(&digits, &[10, 8, 6, 4, 9, 7, 5, 3, 1]),
+        ),
         (10, 6) if ENTITY_TYPES.split(' ').any(|kind| kind == &text[3..5]) => {
             let values: Option<Vec<u32>> = text[..9]
                 .chars()
@@ -161,6 +189,8 @@ fn nth(alphabet: &str, sum: u32) -> Option<char> {
 /// Department of Provincial Administration: weights 13 to 2, complement to eleven.
 fn thai_identity(text: &str, _: Strictness) -> Validity {
     exactly(text, 13)
-        .is_some_and(|d| (11 - weighted(&d, &[13, 12, 11, 10, 9, 8, 7, 6, 5, 4, 3, 2]) % 11) % 10 == d[12])
+        .is_some_and(|d| {
+            (11 - weighted(&d, &[13, 12, 11, 10, 9, 8, 7, 6, 5, 4, 3, 2]) % 11) % 10 == d[12]
+        })
         .into()
 }

@@ -2,7 +2,9 @@
 
 use super::super::Entity;
 use super::super::checksum::{digits, is_date, luhn, weighted};
-use super::super::recognizer::{Edge, Recognizer, Strictness, Validity, between, open, unchecked, word};
+use super::super::recognizer::{
+    Edge, Recognizer, Strictness, Validity, between, open, unchecked, word,
+};
 use super::{compact, exactly, number};
 
 pub(super) const RECOGNIZERS: &[Recognizer] = &[
@@ -14,7 +16,10 @@ pub(super) const RECOGNIZERS: &[Recognizer] = &[
     },
     Recognizer {
         entity: Entity::new("IT_DRIVER_LICENSE"),
-        patterns: &[word(r"[A-Z]{2}[0-9]{7}[A-Z]|U1[B-HJ-NPR-UWXYZ0-9]{7}[A-Z]", 0.2)],
+        patterns: &[word(
+            r"[A-Z]{2}[0-9]{7}[A-Z]|U1[B-HJ-NPR-UWXYZ0-9]{7}[A-Z]",
+            0.2,
+        )],
         check: unchecked,
         context: &["patente", "licenza", "guida"],
     },
@@ -62,8 +67,11 @@ pub(super) const RECOGNIZERS: &[Recognizer] = &[
         )],
         // Ministry of Digital Affairs: weights 1 3 7 9, complement to ten.
         check: |text, _| {
-            (text.bytes().all(|b| b.is_ascii_digit()) && exactly(text, 11).is_some_and(|d| weighted(&d, &[1, 3, 7, 9, 1, 3, 7, 9, 1, 3, 1]).is_multiple_of(10)))
-                .into()
+            (text.bytes().all(|b| b.is_ascii_digit())
+                && exactly(text, 11).is_some_and(|d| {
+                    weighted(&d, &[1, 3, 7, 9, 1, 3, 7, 9, 1, 3, 1]).is_multiple_of(10)
+                }))
+            .into()
         },
         context: &["pesel"],
     },
@@ -102,7 +110,11 @@ pub(super) const RECOGNIZERS: &[Recognizer] = &[
             open(r"[0-9]{6}-?[0-9]{4}", 0.2),
         ],
         // Bolagsverket: the third digit is at least 2, so that no birth date looks like it; Luhn.
-        check: |text, _| exactly(text, 10).is_some_and(|d| d[2] >= 2 && luhn(&d)).into(),
+        check: |text, _| {
+            exactly(text, 10)
+                .is_some_and(|d| d[2] >= 2 && luhn(&d))
+                .into()
+        },
         context: &["organisationsnummer", "orgnr", "org nr", "företag"],
     },
     Recognizer {
@@ -117,8 +129,18 @@ pub(super) const RECOGNIZERS: &[Recognizer] = &[
     Recognizer {
         entity: Entity::new("TR_LICENSE_PLATE"),
         patterns: &[
-            between(r"(?:0[1-9]|[1-7][0-9]|8[01])\s?[A-PR-VYZ]{1,3}\s?[0-9]{2,4}", 0.3, Edge::Word, Edge::Word),
-            between(r"(?:0[1-9]|[1-7][0-9]|8[01])-[A-PR-VYZ]{1,3}-[0-9]{2,4}", 0.3, Edge::Word, Edge::Word),
+            between(
+                r"(?:0[1-9]|[1-7][0-9]|8[01])\s?[A-PR-VYZ]{1,3}\s?[0-9]{2,4}",
+                0.3,
+                Edge::Word,
+                Edge::Word,
+            ),
+            between(
+                r"(?:0[1-9]|[1-7][0-9]|8[01])-[A-PR-VYZ]{1,3}-[0-9]{2,4}",
+                0.3,
+                Edge::Word,
+                Edge::Word,
+            ),
         ],
         check: turkish_plate,
         context: &["plaka", "plate", "araç", "kayıt"],
@@ -142,7 +164,8 @@ fn finnish_identity(text: &str, _: Strictness) -> Validity {
         return Validity::Invalid;
     };
     let year = 1900 + y1 * 10 + y2;
-    let born = is_date(year, m1 * 10 + m2, d1 * 10 + d2) || is_date(year + 100, m1 * 10 + m2, d1 * 10 + d2);
+    let born = is_date(year, m1 * 10 + m2, d1 * 10 + d2)
+        || is_date(year + 100, m1 * 10 + m2, d1 * 10 + d2);
     let expected = control.clone().nth((number(&digits) % 31) as usize);
     (born && tail.chars().next() == expected).into()
 }
@@ -150,10 +173,17 @@ fn finnish_identity(text: &str, _: Strictness) -> Validity {
 /// Ministry of Finance decree of 23 December 1976: odd and even places have their own values, modulo 26 names the last letter.
 fn fiscal_code(text: &str, _: Strictness) -> Validity {
     const ODD: [u32; 26] = [
-        1, 0, 5, 7, 9, 13, 15, 17, 19, 21, 2, 4, 18, 20, 11, 3, 6, 8, 12, 14, 16, 10, 22, 25, 24, 23,
+        1, 0, 5, 7, 9, 13, 15, 17, 19, 21, 2, 4, 18, 20, 11, 3, 6, 8, 12, 14, 16, 10, 22, 25, 24,
+        23,
     ];
     let text = compact(text);
-    let value = |byte: u8| usize::from(if byte.is_ascii_digit() { byte - b'0' } else { byte - b'A' });
+    let value = |byte: u8| {
+        usize::from(if byte.is_ascii_digit() {
+            byte - b'0'
+        } else {
+            byte - b'A'
+        })
+    };
     let bytes = text.as_bytes();
     let [body @ .., check] = bytes else {
         return Validity::Invalid;
@@ -170,7 +200,13 @@ fn fiscal_code(text: &str, _: Strictness) -> Validity {
     let sum: u32 = body
         .iter()
         .enumerate()
-        .map(|(index, byte)| if index % 2 == 0 { ODD[value(*byte)] } else { value(*byte) as u32 })
+        .map(|(index, byte)| {
+            if index % 2 == 0 {
+                ODD[value(*byte)]
+            } else {
+                value(*byte) as u32
+            }
+        })
         .sum();
     Validity::confirming(u32::from(check - b'A') == sum % 26)
 }
@@ -197,7 +233,10 @@ fn swedish_person(text: &str, _: Strictness) -> Validity {
 
 /// The first two digits are one of the 81 provinces.
 fn turkish_plate(text: &str, _: Strictness) -> Validity {
-    match compact(text).get(..2).and_then(|province| province.parse::<u32>().ok()) {
+    match compact(text)
+        .get(..2)
+        .and_then(|province| province.parse::<u32>().ok())
+    {
         Some(province) => (1..=81).contains(&province).into(),
         None => Validity::Unknown,
     }

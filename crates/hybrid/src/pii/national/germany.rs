@@ -12,40 +12,83 @@ pub(super) const RECOGNIZERS: &[Recognizer] = &[
     Recognizer {
         entity: Entity::new("DE_BSNR"),
         patterns: &[word(r"[0-9]{9}", 0.2)],
-        check: |text, _| Validity::excluding(exactly(text, 9).is_some_and(|d| d.iter().any(|d| *d > 0))),
-        context: &["bsnr", "betriebsstätte", "praxis", "kassenärztlich", "behandlungsort"],
+        check: |text, _| {
+            Validity::excluding(exactly(text, 9).is_some_and(|d| d.iter().any(|d| *d > 0)))
+        },
+        context: &[
+            "bsnr",
+            "betriebsstätte",
+            "praxis",
+            "kassenärztlich",
+            "behandlungsort",
+        ],
     },
     Recognizer {
         entity: Entity::new("DE_FUEHRERSCHEIN"),
         patterns: &[word(r"[A-Z]{2}[0-9]{8}[A-Z0-9]", 0.35)],
         check: unchecked,
-        context: &["führerschein", "fahrerlaubnis", "driving licence", "driving license"],
+        context: &[
+            "führerschein",
+            "fahrerlaubnis",
+            "driving licence",
+            "driving license",
+        ],
     },
     Recognizer {
         entity: Entity::new("DE_HANDELSREGISTER"),
         patterns: &[word(r"HR[AB]\s*[0-9]{1,6}", 0.5)],
         check: unchecked,
-        context: &["handelsregister", "amtsgericht", "registergericht", "gmbh", "firma"],
+        context: &[
+            "handelsregister",
+            "amtsgericht",
+            "registergericht",
+            "gmbh",
+            "firma",
+        ],
     },
     Recognizer {
         entity: Entity::new("DE_HEALTH_INSURANCE"),
         patterns: &[word(r"[A-Z][0-9]{9}", 0.3)],
         check: health_insurance,
-        context: &["krankenversicher", "krankenkasse", "kvnr", "gesundheitskarte", "egk", "versichertennummer"],
+        context: &[
+            "krankenversicher",
+            "krankenkasse",
+            "kvnr",
+            "gesundheitskarte",
+            "egk",
+            "versichertennummer",
+        ],
     },
     Recognizer {
         entity: Entity::new("DE_ID_CARD"),
         patterns: &[word(SERIAL, 0.4), word(r"T[0-9]{8}", 0.5)],
         check: identity_card,
-        context: &["ausweis", "npa", "identity card", "national id", "seriennummer"],
+        context: &[
+            "ausweis",
+            "npa",
+            "identity card",
+            "national id",
+            "seriennummer",
+        ],
     },
     Recognizer {
         entity: Entity::new("DE_KFZ"),
-        patterns: &[
-            between(r"[A-ZÄÖÜ]{1,3}(?:\s[A-Z]{1,2}\s|-[A-Z]{1,2}[-\s])[0-9]{1,4}[EH]?", 0.3, Edge::Hyphen, Edge::Word),
-        ],
+        patterns: &[between(
+            r"[A-ZÄÖÜ]{1,3}(?:\s[A-Z]{1,2}\s|-[A-Z]{1,2}[-\s])[0-9]{1,4}[EH]?",
+            0.3,
+            Edge::Hyphen,
+            Edge::Word,
+        )],
         check: unchecked,
-        context: &["kennzeichen", "nummernschild", "kfz", "fahrzeug", "pkw", "lkw", "auto"],
+        context: &[
+            "kennzeichen",
+            "nummernschild",
+            "kfz",
+            "fahrzeug",
+            "pkw",
+            "lkw",
+            "auto",
+        ],
     },
     Recognizer {
         entity: Entity::new("DE_LANR"),
@@ -63,13 +106,27 @@ pub(super) const RECOGNIZERS: &[Recognizer] = &[
         entity: Entity::new("DE_PLZ"),
         patterns: &[word(r"0[1-9][0-9]{3}|[1-9][0-9]{4}", 0.05)],
         check: |text, _| Validity::excluding(!matches!(text, "01000" | "99999")),
-        context: &["plz", "postleitzahl", "adresse", "anschrift", "wohnort", "straße", "strasse"],
+        context: &[
+            "plz",
+            "postleitzahl",
+            "adresse",
+            "anschrift",
+            "wohnort",
+            "straße",
+            "strasse",
+        ],
     },
     Recognizer {
         entity: Entity::new("DE_SOCIAL_SECURITY"),
         patterns: &[word(r"[0-9]{8}[A-Z][0-9]{3}", 0.5)],
         check: pension_insurance,
-        context: &["rentenversicherung", "sozialversicherung", "versicherungsnummer", "rvnr", "svnr"],
+        context: &[
+            "rentenversicherung",
+            "sozialversicherung",
+            "versicherungsnummer",
+            "rvnr",
+            "svnr",
+        ],
     },
     Recognizer {
         entity: Entity::new("DE_TAX_ID"),
@@ -94,7 +151,14 @@ pub(super) const RECOGNIZERS: &[Recognizer] = &[
             word(r"DE[\s.-]?[0-9]{3}[\s.-]?[0-9]{3}[\s.-]?[0-9]{3}", 0.4),
         ],
         check: vat,
-        context: &["ust", "umsatzsteuer", "mehrwertsteuer", "vat", "rechnung", "invoice"],
+        context: &[
+            "ust",
+            "umsatzsteuer",
+            "mehrwertsteuer",
+            "vat",
+            "rechnung",
+            "invoice",
+        ],
     },
 ];
 
@@ -108,7 +172,8 @@ fn health_insurance(text: &str, _: Strictness) -> Validity {
     effective.extend(digits(&text[1..]));
     (text.len() == 10
         && effective.len() == 11
-        && weighted_cross_sum(&effective[..10], &[1, 2, 1, 2, 1, 2, 1, 2, 1, 2]) % 10 == effective[10])
+        && weighted_cross_sum(&effective[..10], &[1, 2, 1, 2, 1, 2, 1, 2, 1, 2]) % 10
+            == effective[10])
         .into()
 }
 
@@ -116,7 +181,9 @@ fn health_insurance(text: &str, _: Strictness) -> Validity {
 fn identity_card(text: &str, _: Strictness) -> Validity {
     let text = compact(text);
     match text.strip_prefix('T') {
-        Some(rest) if rest.len() == 8 && rest.bytes().all(|b| b.is_ascii_digit()) => Validity::Unknown,
+        Some(rest) if rest.len() == 8 && rest.bytes().all(|b| b.is_ascii_digit()) => {
+            Validity::Unknown
+        }
         _ => (text.len() == 9 && icao(&text)).into(),
     }
 }
@@ -148,7 +215,8 @@ fn pension_insurance(text: &str, _: Strictness) -> Validity {
     effective.extend(ordinal(bytes[8]));
     effective.extend(digits(&text[9..]));
     ((matches!(day, 1..=31 | 51..=81) && matches!(month, 1..=12) && effective.len() == 13)
-        && weighted_cross_sum(&effective[..12], &[2, 1, 2, 5, 7, 1, 2, 1, 2, 1, 2, 1]) % 10 == effective[12])
+        && weighted_cross_sum(&effective[..12], &[2, 1, 2, 5, 7, 1, 2, 1, 2, 1, 2, 1]) % 10
+            == effective[12])
         .into()
 }
 
@@ -156,7 +224,9 @@ fn pension_insurance(text: &str, _: Strictness) -> Validity {
 fn tax_identification(text: &str, _: Strictness) -> Validity {
     exactly(text, 11)
         .is_some_and(|d| {
-            let most = (0..10).map(|n| d[..10].iter().filter(|digit| **digit == n).count()).max();
+            let most = (0..10)
+                .map(|n| d[..10].iter().filter(|digit| **digit == n).count())
+                .max();
             d[0] != 0 && most <= Some(3) && iso7064_mod_11_10(&d)
         })
         .into()

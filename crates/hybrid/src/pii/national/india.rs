@@ -51,7 +51,10 @@ pub(super) const RECOGNIZERS: &[Recognizer] = &[
             word(r"I[0-9]{5}", 0.01),
             word(r"[A-Z]{3}[0-9]{4}", 0.2),
             word(r"[0-9]{1,3}(?:CD|CC|UN)[1-9][0-9]{1,3}", 0.4),
-            word(r"[A-Z]{2}(?:[0-9][A-Z]{1,3}|[0-9]{2}[A-Z]{1,2})[0-9]{4}", 0.5),
+            word(
+                r"[A-Z]{2}(?:[0-9][A-Z]{1,3}|[0-9]{2}[A-Z]{1,2})[0-9]{4}",
+                0.5,
+            ),
             // The Bharat series, and the armed forces.
             word(r"[2-9][1-9]BH[0-9]{4}[A-HJ-NP-Z]{2}", 0.85),
             word(r"[0-9]{2}[A-FHKPRX][0-9]{6}[A-Z]", 0.85),
@@ -88,11 +91,49 @@ fn goods_and_services_tax(text: &str, _: Strictness) -> Validity {
 /// The last registration district of each state and territory code (Ministry of Road Transport); codes without a number are known
 /// prefixes whose districts vary.
 const DISTRICTS: &[(&str, u32)] = &[
-    ("AN", 1), ("AP", 40), ("AR", 26), ("AS", 34), ("BR", 57), ("CG", 30), ("CH", 4), ("CT", 0), ("DD", 3),
-    ("DH", 0), ("DL", 16), ("DN", 9), ("GA", 12), ("GJ", 39), ("HP", 99), ("HR", 99), ("JH", 24), ("JK", 22),
-    ("KA", 71), ("KL", 99), ("LA", 2), ("LD", 9), ("MH", 58), ("ML", 10), ("MN", 7), ("MP", 71), ("MZ", 8),
-    ("NL", 10), ("OD", 35), ("OR", 31), ("PB", 99), ("PY", 5), ("RJ", 58), ("SK", 8), ("TN", 99), ("TR", 8),
-    ("TS", 38), ("UA", 0), ("UK", 20), ("UL", 0), ("UP", 96), ("UT", 0), ("WB", 98),
+    ("AN", 1),
+    ("AP", 40),
+    ("AR", 26),
+    ("AS", 34),
+    ("BR", 57),
+    ("CG", 30),
+    ("CH", 4),
+    ("CT", 0),
+    ("DD", 3),
+    ("DH", 0),
+    ("DL", 16),
+    ("DN", 9),
+    ("GA", 12),
+    ("GJ", 39),
+    ("HP", 99),
+    ("HR", 99),
+    ("JH", 24),
+    ("JK", 22),
+    ("KA", 71),
+    ("KL", 99),
+    ("LA", 2),
+    ("LD", 9),
+    ("MH", 58),
+    ("ML", 10),
+    ("MN", 7),
+    ("MP", 71),
+    ("MZ", 8),
+    ("NL", 10),
+    ("OD", 35),
+    ("OR", 31),
+    ("PB", 99),
+    ("PY", 5),
+    ("RJ", 58),
+    ("SK", 8),
+    ("TN", 99),
+    ("TR", 8),
+    ("TS", 38),
+    ("UA", 0),
+    ("UK", 20),
+    ("UL", 0),
+    ("UP", 96),
+    ("UT", 0),
+    ("WB", 98),
 ];
 
 /// A state's plate is confirmed by its district; other shapes stay as likely as they look. Number 0000 is never given out.
@@ -122,6 +163,8 @@ fn account_number(text: &str, _: Strictness) -> Validity {
     let bytes = text.as_bytes();
     Validity::excluding(
         bytes.iter().any(u8::is_ascii_alphabetic)
-            && bytes.windows(4).any(|four| four.iter().all(u8::is_ascii_digit)),
+            && bytes
+                .windows(4)
+                .any(|four| four.iter().all(u8::is_ascii_digit)),
     )
 }

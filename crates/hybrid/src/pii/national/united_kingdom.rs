@@ -1,8 +1,8 @@
 //! United Kingdom.
 
 use super::super::Entity;
-use super::super::recognizer::{Recognizer, Strictness, Validity, unchecked, word};
 use super::super::checksum::weighted;
+use super::super::recognizer::{Recognizer, Strictness, Validity, unchecked, word};
 use super::{compact, exactly};
 
 pub(super) const RECOGNIZERS: &[Recognizer] = &[
@@ -40,7 +40,14 @@ pub(super) const RECOGNIZERS: &[Recognizer] = &[
             0.1,
         )],
         check: unchecked,
-        context: &["postcode", "post code", "postal code", "address", "delivery", "shipping"],
+        context: &[
+            "postcode",
+            "post code",
+            "postal code",
+            "address",
+            "delivery",
+            "shipping",
+        ],
     },
     Recognizer {
         entity: Entity::new("UK_DRIVING_LICENCE"),
@@ -53,17 +60,37 @@ pub(super) const RECOGNIZERS: &[Recognizer] = &[
             let surname = compact(text)[..5].trim_end_matches('9').to_string();
             Validity::excluding(!surname.is_empty() && !surname.contains('9'))
         },
-        context: &["driving licence", "driving license", "driver", "dvla", "licence"],
+        context: &[
+            "driving licence",
+            "driving license",
+            "driver",
+            "dvla",
+            "licence",
+        ],
     },
     Recognizer {
         entity: Entity::new("UK_VEHICLE_REGISTRATION"),
         patterns: &[
-            word(r"[A-HJ-PR-Y]{2}(?:0[1-9]|[1-7][0-9])[- ]?[A-HJ-PR-Z]{3}", 0.3),
-            word(r"[A-HJ-NPR-TV-Y][0-9]{1,3}[- ]?[A-HJ-PR-Y][A-HJ-PR-Z]{2}", 0.2),
+            word(
+                r"[A-HJ-PR-Y]{2}(?:0[1-9]|[1-7][0-9])[- ]?[A-HJ-PR-Z]{3}",
+                0.3,
+            ),
+            word(
+                r"[A-HJ-NPR-TV-Y][0-9]{1,3}[- ]?[A-HJ-PR-Y][A-HJ-PR-Z]{2}",
+                0.2,
+            ),
             word(r"[A-HJ-PR-Z]{3}[- ]?[0-9]{1,3}[- ]?[A-HJ-NPR-TV-Y]", 0.15),
         ],
         check: vehicle_registration,
-        context: &["vehicle", "registration", "plate", "vrn", "dvla", "v5c", "car"],
+        context: &[
+            "vehicle",
+            "registration",
+            "plate",
+            "vrn",
+            "dvla",
+            "v5c",
+            "car",
+        ],
     },
 ];
 

@@ -30,7 +30,9 @@ pub(super) const RECOGNIZERS: &[Recognizer] = &[
                 .is_some_and(|d| {
                     let (body, check) = (number(&d[..9]), number(&d[9..]));
                     d[2] * 10 + d[3] <= 12
-                        && [body, body + 2_000_000_000].iter().any(|n| 97 - n % 97 == check)
+                        && [body, body + 2_000_000_000]
+                            .iter()
+                            .any(|n| 97 - n % 97 == check)
                 })
                 .into()
         },
@@ -63,7 +65,10 @@ pub(super) const RECOGNIZERS: &[Recognizer] = &[
     },
     Recognizer {
         entity: Entity::new("CN_RESIDENT_ID"),
-        patterns: &[word(r"[1-8][0-9]{5}(?:19|20)[0-9]{2}[01][0-9][0-3][0-9]{4}[0-9X]", 0.5)],
+        patterns: &[word(
+            r"[1-8][0-9]{5}(?:19|20)[0-9]{2}[01][0-9][0-3][0-9]{4}[0-9X]",
+            0.5,
+        )],
         check: chinese_resident,
         context: &["身份证", "公民身份号码", "resident id"],
     },
@@ -72,7 +77,9 @@ pub(super) const RECOGNIZERS: &[Recognizer] = &[
         patterns: &[word(r"[0-9]{2}[0-35-8][0-9][0-3][0-9]/[0-9]{3,4}", 0.5)],
         check: |text, _| {
             let digits = digits(text);
-            Validity::excluding(digits.len() == 9 || number(&digits).is_multiple_of(11) || digits[9] == 0)
+            Validity::excluding(
+                digits.len() == 9 || number(&digits).is_multiple_of(11) || digits[9] == 0,
+            )
         },
         context: &["rodné číslo", "rodne cislo", "r.č."],
     },
@@ -180,7 +187,10 @@ pub(super) const RECOGNIZERS: &[Recognizer] = &[
     Recognizer {
         entity: Entity::new("PASSPORT_MRZ"),
         // The second line of a machine readable passport (ICAO 9303-4).
-        patterns: &[word(r"[A-Z0-9<]{9}[0-9][A-Z]{3}[0-9]{7}[MFX<][0-9]{7}", 0.5)],
+        patterns: &[word(
+            r"[A-Z0-9<]{9}[0-9][A-Z]{3}[0-9]{7}[MFX<][0-9]{7}",
+            0.5,
+        )],
         check: |text, _| {
             let part = |range: std::ops::Range<usize>| {
                 text.get(range)
@@ -192,7 +202,10 @@ pub(super) const RECOGNIZERS: &[Recognizer] = &[
     },
     Recognizer {
         entity: Entity::new("VEHICLE_VIN"),
-        patterns: &[word(r"[A-HJ-NPR-Z0-9]{8}[0-9X][A-HJ-NPR-Z0-9]{4}[0-9]{4}", 0.1)],
+        patterns: &[word(
+            r"[A-HJ-NPR-Z0-9]{8}[0-9X][A-HJ-NPR-Z0-9]{4}[0-9]{4}",
+            0.1,
+        )],
         check: vehicle_identification,
         context: &["vin", "chassis", "vehicle identification"],
     },
@@ -219,7 +232,10 @@ fn is_birth(digits: &[u32]) -> bool {
 fn chinese_resident(text: &str, _: Strictness) -> Validity {
     let text = compact(text);
     let values = digits(&text[..17]);
-    let sum = weighted(&values, &[7, 9, 10, 5, 8, 4, 2, 1, 6, 3, 7, 9, 10, 5, 8, 4, 2]);
+    let sum = weighted(
+        &values,
+        &[7, 9, 10, 5, 8, 4, 2, 1, 6, 3, 7, 9, 10, 5, 8, 4, 2],
+    );
     let expected = "10X98765432".chars().nth((sum % 11) as usize);
     (text.chars().last() == expected).into()
 }
