@@ -22,20 +22,13 @@ fn the_commands_of_the_readme_work() {
     link(Path::new(env!("CARGO_BIN_EXE_ondine")), &bin.join("ondine"));
     link(&small, &place.path().join("model.gguf"));
     std::fs::write(place.path().join("person.json"), SCHEMA).expect("written");
-    let path = format!(
-        "{}:{}",
-        bin.display(),
-        std::env::var("PATH").expect("a path")
-    );
+    let path = format!("{}:{}", bin.display(), std::env::var("PATH").expect("a path"));
 
     let mut run = 0;
     for line in commands() {
         // The binary is the one under test; long answers are cut, and a chat's input ends at once.
         let line = line.replace("cargo run --release --", "ondine");
-        if !line.contains("ondine ")
-            || line.contains("cargo ")
-            || line.contains('|') && line.contains('…')
-        {
+        if !line.contains("ondine ") || line.contains("cargo ") || line.contains('|') && line.contains('…') {
             continue;
         }
         let line = match line.contains("ondine run") && !line.contains(" -n ") {

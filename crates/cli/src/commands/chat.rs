@@ -42,11 +42,7 @@ pub fn run(args: &Args, output: &mut Output) -> Result<(), CliError> {
         output.note(&format!("{} is used", template.origin()));
     }
     let mut session = Session::new(model.clone(), args.load.load(&model)?);
-    let opening: Vec<Message> = args
-        .system
-        .iter()
-        .map(|text| Message::system(text.as_str()))
-        .collect();
+    let opening: Vec<Message> = args.system.iter().map(|text| Message::system(text.as_str())).collect();
     let mut messages = opening.clone();
     let interactive = stdin().is_terminal();
     let mut figures = String::from("no answer yet");

@@ -195,11 +195,7 @@ fn parse_bias(text: &str) -> Result<(u32, f32), String> {
     let (id, bias) = text
         .split_once('=')
         .ok_or_else(|| "has the form ID=BIAS".to_owned())?;
-    let id = id
-        .parse()
-        .map_err(|_| format!("`{id}` is not a token id"))?;
-    let bias = bias
-        .parse()
-        .map_err(|_| format!("`{bias}` is not a number"))?;
+    let id = id.parse().map_err(|_| format!("`{id}` is not a token id"))?;
+    let bias = bias.parse().map_err(|_| format!("`{bias}` is not a number"))?;
     Ok((id, bias))
 }

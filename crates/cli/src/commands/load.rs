@@ -53,9 +53,7 @@ impl ModelArgs {
     /// The path of the model, downloaded first if it is known by name and not here.
     pub fn path(&self, output: &Output) -> Result<PathBuf, CliError> {
         let hub = Hub::from_environment()?;
-        Ok(hub
-            .resolve(&self.model, &TerminalProgress::new(output))?
-            .path)
+        Ok(hub.resolve(&self.model, &TerminalProgress::new(output))?.path)
     }
 
     /// The model, opened but without weights.
@@ -91,8 +89,8 @@ impl LoadArgs {
         model: &Model,
         options: &LoadOptions,
     ) -> Result<Box<dyn Decoder>, CliError> {
-        let backend =
-            CpuBackend::from_environment().map_err(|error| CliError::Failed(error.to_string()))?;
+        let backend = CpuBackend::from_environment()
+            .map_err(|error| CliError::Failed(error.to_string()))?;
         model
             .load(&backend, options)
             .map_err(|error| CliError::Failed(format!("{}: {error}", model.path().display())))

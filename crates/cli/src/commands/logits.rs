@@ -62,8 +62,7 @@ pub fn run(args: &Args, output: &mut Output) -> Result<(), CliError> {
     written.and_then(|()| file.flush()).map_err(failed)?;
     let shape = [args.tokens.len(), model.spec().vocabulary];
     if output.is_json() {
-        return output
-            .json(&json!({"out": args.out, "shape": shape, "isa": decoder.device().device}));
+        return output.json(&json!({"out": args.out, "shape": shape, "isa": decoder.device().device}));
     }
     output.line(&format!(
         "{} scores of {} tokens in {}",

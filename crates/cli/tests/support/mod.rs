@@ -71,9 +71,7 @@ pub fn real_model(name: &str) -> Option<PathBuf> {
     match path {
         Some(path) if path.is_file() => Some(path),
         _ => {
-            println!(
-                "skipped: {name}.gguf is not in the directory that ONDINE_TEST_MODELS names; ./test.sh gets it"
-            );
+            println!("skipped: {name}.gguf is not in the directory that ONDINE_TEST_MODELS names; ./test.sh gets it");
             None
         }
     }
