@@ -2,7 +2,7 @@
 
 use crate::cli::Common;
 use crate::error::CliError;
-use std::io::{self, BufWriter, IsTerminal, StdoutLock, Write};
+use std::io::{self, BufWriter, StdoutLock, Write};
 
 /// Where a verb writes.
 pub struct Output {
@@ -32,8 +32,9 @@ impl Output {
     }
 
     /// True if progress may be drawn: standard error is a terminal and the user did not ask for silence.
+    #[cfg(feature = "pull")]
     pub fn shows_progress(&self) -> bool {
-        !self.quiet && io::stderr().is_terminal()
+        !self.quiet && io::IsTerminal::is_terminal(&io::stderr())
     }
 
     /// Writes text as it is.

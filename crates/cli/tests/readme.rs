@@ -10,7 +10,7 @@ const SCHEMA: &str = r#"{"type":"object","properties":{"name":{"type":"string","
 
 #[test]
 fn the_commands_of_the_readme_work() {
-    let (Some(small), Some(_)) = (
+    let (Some(small), Some(other)) = (
         support::real_model("smollm2-135m-instruct"),
         support::real_model("gemma-3-270m"),
     ) else {
@@ -21,14 +21,35 @@ fn the_commands_of_the_readme_work() {
     std::fs::create_dir(&bin).expect("made");
     link(Path::new(env!("CARGO_BIN_EXE_ondine")), &bin.join("ondine"));
     link(&small, &place.path().join("model.gguf"));
+    // The models as `pull` leaves them.
+    let home = place.path().join("home");
+    for (name, file, path) in [
+        (
+            "smollm2-135m-instruct",
+            "SmolLM2-135M-Instruct.Q4_1.gguf",
+            &small,
+        ),
+        ("gemma-3-270m", "gemma-3-270m-Q4_K_M.gguf", &other),
+    ] {
+        let directory = home.join("models").join(name);
+        std::fs::create_dir_all(&directory).expect("made");
+        link(path, &directory.join(file));
+    }
     std::fs::write(place.path().join("person.json"), SCHEMA).expect("written");
-    let path = format!("{}:{}", bin.display(), std::env::var("PATH").expect("a path"));
+    let path = format!(
+        "{}:{}",
+        bin.display(),
+        std::env::var("PATH").expect("a path")
+    );
 
     let mut run = 0;
     for line in commands() {
         // The binary is the one under test; long answers are cut, and a chat's input ends at once.
         let line = line.replace("cargo run --release --", "ondine");
-        if !line.contains("ondine ") || line.contains("cargo ") || line.contains('|') && line.contains('…') {
+        if !line.contains("ondine ")
+            || line.contains("cargo ")
+            || line.contains('|') && line.contains('…')
+        {
             continue;
         }
         let line = match line.contains("ondine run") && !line.contains(" -n ") {
@@ -40,6 +61,7 @@ fn the_commands_of_the_readme_work() {
             .current_dir(place.path())
             .env("PATH", &path)
             .env("ONDINE_OFFLINE", "1")
+            .env("ONDINE_HOME", &home)
             .stdin(Stdio::null())
             .output()
             .expect("it starts");

@@ -8,13 +8,27 @@ use support::{run, run_with_input, tiny_model};
 fn run_prints_text_or_one_object() {
     let directory = tempfile::tempdir().expect("a place");
     let model = tiny_model(directory.path(), "llama");
-    let plain = run(&["run", "-m", &model, "Hello", "-n", "5", "--temp", "0", "--raw"]);
+    let plain = run(&[
+        "run", "-m", &model, "Hello", "-n", "5", "--temp", "0", "--raw",
+    ]);
     assert_eq!(plain.code, 0, "{}", plain.err);
-    let json = run(&["run", "-m", &model, "Hello", "-n", "5", "--temp", "0", "--raw", "--json"]).json();
-    assert_eq!(plain.out.trim_end_matches('\n'), json["text"].as_str().expect("text").trim_end_matches('\n'));
+    let json = run(&[
+        "run", "-m", &model, "Hello", "-n", "5", "--temp", "0", "--raw", "--json",
+    ])
+    .json();
+    assert_eq!(
+        plain.out.trim_end_matches('\n'),
+        json["text"].as_str().expect("text").trim_end_matches('\n')
+    );
     assert_eq!(json["generated_tokens"], 5);
     assert_eq!(json["stop"], "length");
-    for field in ["prompt_tokens", "ttft_ms", "prefill_tps", "decode_tps", "peak_rss_bytes"] {
+    for field in [
+        "prompt_tokens",
+        "ttft_ms",
+        "prefill_tps",
+        "decode_tps",
+        "peak_rss_bytes",
+    ] {
         assert!(json[field].as_f64().expect(field) > 0.0, "{field}");
     }
     assert_eq!(json["backend"], "cpu");
@@ -25,7 +39,9 @@ fn run_prints_text_or_one_object() {
 fn standard_input_is_the_prompt_or_its_context() {
     let directory = tempfile::tempdir().expect("a place");
     let model = tiny_model(directory.path(), "llama");
-    let flags = ["run", "-m", &model, "-n", "3", "--temp", "0", "--raw", "--json"];
+    let flags = [
+        "run", "-m", &model, "-n", "3", "--temp", "0", "--raw", "--json",
+    ];
     let piped = run_with_input(&flags, "Hello").json();
     let argument = run(&[&flags[..], &["Hello"]].concat()).json();
     assert_eq!(piped["text"], argument["text"]);
@@ -49,7 +65,9 @@ fn the_instruction_set_can_be_forced() {
     let model = tiny_model(directory.path(), "gemma3");
     let mut texts = Vec::new();
     for isa in ["scalar", "avx2", "avx512"] {
-        let mut command = support::ondine(&["run", "-m", &model, "Hello", "-n", "20", "--temp", "0", "--raw", "--json"]);
+        let mut command = support::ondine(&[
+            "run", "-m", &model, "Hello", "-n", "20", "--temp", "0", "--raw", "--json",
+        ]);
         let output = command.env("ONDINE_ISA", isa).output().expect("it starts");
         if output.status.success() {
             let value: serde_json::Value = serde_json::from_slice(&output.stdout).expect("JSON");
@@ -61,7 +79,10 @@ fn the_instruction_set_can_be_forced() {
         }
     }
     assert!(texts.iter().all(|text| *text == texts[0]));
-    let output = support::ondine(&["run", "-m", &model, "x"]).env("ONDINE_ISA", "mmx").output().expect("it starts");
+    let output = support::ondine(&["run", "-m", &model, "x"])
+        .env("ONDINE_ISA", "mmx")
+        .output()
+        .expect("it starts");
     assert_eq!(output.status.code(), Some(1));
 }
 
@@ -71,14 +92,22 @@ fn tokenize_and_detokenize_are_inverse() {
     let model = tiny_model(directory.path(), "llama");
     let text = "The thing and the end. Grüße 😀\n\n  ok";
     let json = run_with_input(&["tokenize", "-m", &model, "--json", "--no-special"], text).json();
-    let ids: Vec<String> = json["ids"].as_array().expect("ids").iter().map(ToString::to_string).collect();
+    let ids: Vec<String> = json["ids"]
+        .as_array()
+        .expect("ids")
+        .iter()
+        .map(ToString::to_string)
+        .collect();
     assert_eq!(json["pieces"].as_array().expect("pieces").len(), ids.len());
     let mut arguments = vec!["detokenize", "-m", &model];
     arguments.extend(ids.iter().map(String::as_str));
     let back = run(&arguments);
     assert_eq!(back.out.trim_end_matches('\n'), text, "{}", back.err);
     let lines = "{\"text\":\"the\"}\n{\"text\":\"\"}\n{\"text\":\"a\\nb\"}\n";
-    let ran = run_with_input(&["tokenize", "-m", &model, "--jsonl", "--no-special"], lines);
+    let ran = run_with_input(
+        &["tokenize", "-m", &model, "--jsonl", "--no-special"],
+        lines,
+    );
     assert_eq!(ran.code, 0, "{}", ran.err);
     assert_eq!(ran.out.lines().count(), 3);
     for line in ran.out.lines() {
@@ -92,12 +121,25 @@ fn logits_writes_floats_of_the_shape_it_says() {
     let directory = tempfile::tempdir().expect("a place");
     let model = tiny_model(directory.path(), "phi3");
     let out = directory.path().join("logits.f32").display().to_string();
-    let json = run(&["logits", "-m", &model, "--tokens", "1,2,3", "--out", &out, "--json"]).json();
+    let json = run(&[
+        "logits", "-m", &model, "--tokens", "1,2,3", "--out", &out, "--json",
+    ])
+    .json();
     let bytes = std::fs::metadata(&out).expect("written").len();
     assert_eq!(json["shape"][0], 3);
     assert_eq!(bytes, 3 * 4 * json["shape"][1].as_u64().expect("a number"));
-    run(&["logits", "-m", &model, "--tokens", "1,99999", "--out", &out]).assert_fails_with(1, "99999");
-    run(&["logits", "-m", &model, "--tokens", "1", "--out", "/nowhere/at/all"]).assert_fails_with(1, "/nowhere");
+    run(&["logits", "-m", &model, "--tokens", "1,99999", "--out", &out])
+        .assert_fails_with(1, "99999");
+    run(&[
+        "logits",
+        "-m",
+        &model,
+        "--tokens",
+        "1",
+        "--out",
+        "/nowhere/at/all",
+    ])
+    .assert_fails_with(1, "/nowhere");
 }
 
 #[test]
@@ -107,7 +149,18 @@ fn perplexity_scores_half_of_each_window() {
     let text = directory.path().join("text.txt");
     std::fs::write(&text, "The thing and the other thing. ".repeat(100)).expect("written");
     let text = text.display().to_string();
-    let json = run(&["perplexity", "-m", &model, &text, "--ctx", "64", "--chunks", "3", "--json"]).json();
+    let json = run(&[
+        "perplexity",
+        "-m",
+        &model,
+        &text,
+        "--ctx",
+        "64",
+        "--chunks",
+        "3",
+        "--json",
+    ])
+    .json();
     assert_eq!(json["chunks"], 3);
     assert!(json["ppl"].as_f64().expect("a number") > 1.0);
     let nll = json["nll"].as_f64().expect("a number");
@@ -120,9 +173,16 @@ fn perplexity_scores_half_of_each_window() {
 fn bench_prints_medians_and_the_limit() {
     let directory = tempfile::tempdir().expect("a place");
     let model = tiny_model(directory.path(), "olmoe");
-    let arguments = ["bench", "-m", &model, "-p", "16", "-n", "8", "-d", "0,32", "-r", "2"];
+    let arguments = [
+        "bench", "-m", &model, "-p", "16", "-n", "8", "-d", "0,32", "-r", "2",
+    ];
     let json = run(&[&arguments[..], &["--json"]].concat()).json();
-    let names: Vec<_> = json["tests"].as_array().expect("tests").iter().map(|test| test["name"].clone()).collect();
+    let names: Vec<_> = json["tests"]
+        .as_array()
+        .expect("tests")
+        .iter()
+        .map(|test| test["name"].clone())
+        .collect();
     assert_eq!(names, ["pp16", "tg8", "pp16@d32", "tg8@d32"]);
     for test in json["tests"].as_array().expect("tests") {
         let rate = &test["tokens_per_second"];
@@ -154,7 +214,11 @@ fn chat_answers_line_by_line_and_remembers() {
         "Hello\n/stats\nAgain\n/stats\n/clear\n/quit\n",
     );
     assert_eq!(ran.code, 0, "{}", ran.err);
-    let stats: Vec<&str> = ran.out.lines().filter(|line| line.contains("prompt tokens")).collect();
+    let stats: Vec<&str> = ran
+        .out
+        .lines()
+        .filter(|line| line.contains("prompt tokens"))
+        .collect();
     assert_eq!(stats.len(), 2, "{}", ran.out);
     assert!(stats[0].contains("(0 reused)"), "{}", stats[0]);
     assert!(!stats[1].contains("(0 reused)"), "{}", stats[1]);
@@ -169,17 +233,47 @@ fn constraints_hold() {
         .expect("written");
     let schema = schema.display().to_string();
     for seed in ["1", "2", "3"] {
-        let json = run(&["run", "-m", &model, "x", "--raw", "--json", "--seed", seed, "-n", "200", "--json-schema", &schema]).json();
+        let json = run(&[
+            "run",
+            "-m",
+            &model,
+            "x",
+            "--raw",
+            "--json",
+            "--seed",
+            seed,
+            "-n",
+            "800",
+            "--json-schema",
+            &schema,
+        ])
+        .json();
         assert_eq!(json["stop"], "complete", "{json}");
-        let answer: serde_json::Value = serde_json::from_str(json["text"].as_str().expect("text")).expect("JSON");
+        let answer: serde_json::Value =
+            serde_json::from_str(json["text"].as_str().expect("text")).expect("JSON");
         assert!(answer["on"].is_boolean());
         assert!(["hall", "bath"].contains(&answer["room"].as_str().expect("a room")));
-        let json = run(&["run", "-m", &model, "x", "--raw", "--json", "--seed", seed, "-n", "50", "--regex", "[0-9]{3}-[a-f]{2}"]).json();
+        let json = run(&[
+            "run",
+            "-m",
+            &model,
+            "x",
+            "--raw",
+            "--json",
+            "--seed",
+            seed,
+            "-n",
+            "50",
+            "--regex",
+            "[0-9]{3}-[a-f]{2}",
+        ])
+        .json();
         let text = json["text"].as_str().expect("text");
         assert!(text.len() == 6 && text.as_bytes()[3] == b'-', "{text}");
     }
     std::fs::write(&schema, "{").expect("written");
-    run(&["run", "-m", &model, "x", "--raw", "--json-schema", &schema]).assert_fails_with(1, "schema.json");
+    run(&["run", "-m", &model, "x", "--raw", "--json-schema", &schema])
+        .assert_fails_with(1, "schema.json");
     run(&["run", "-m", &model, "x", "--raw", "--regex", "("]).assert_fails_with(1, "reg");
 }
 
@@ -200,7 +294,8 @@ fn bad_input_gets_one_sentence() {
     ] {
         run(&[verb, &["-m", &damaged]].concat()).assert_fails_with(1, "damaged.gguf");
     }
-    run(&["run", "-m", "no-such-model-anywhere", "x"]).assert_fails_with(1, "no-such-model-anywhere");
+    run(&["run", "-m", "no-such-model-anywhere", "x"])
+        .assert_fails_with(1, "no-such-model-anywhere");
     run(&["run", "-m", &model, "x", "--top-p", "7"]).assert_fails_with(2, "top");
     let long = "word ".repeat(5000);
     run(&["run", "-m", &model, "--raw", &long]).assert_fails_with(1, "context");

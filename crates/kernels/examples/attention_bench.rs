@@ -8,8 +8,7 @@
 use std::time::Instant;
 
 use ondine_kernels::{
-    AttentionContext, AttentionJob, AttentionParams, Isa, KvPage, KvShape, KvType, PAGE_TOKENS,
-    ThreadPool,
+    AttentionJob, AttentionParams, Context, Isa, KvPage, KvShape, KvType, PAGE_TOKENS, ThreadPool,
     arch::wide::{Wide, WideKernel, dispatch_wide},
     attention,
 };
@@ -129,7 +128,7 @@ fn run(
         pages_start: 0,
         len: first_position + rows,
     };
-    attention(&AttentionContext { isa, pool }, &params, &[job], q, out);
+    attention(&Context { isa, pool }, &params, &[job], q, out);
 }
 
 /// Compares with the portable code, for one row and for many.

@@ -23,12 +23,12 @@ mod tests;
 
 pub use activations::Activations;
 pub use arch::threads::ThreadPool;
+pub use attention::{
+    ATTENTION_ERROR, ATTENTION_ERROR_F32, AttentionJob, AttentionParams, KvError, KvPage, KvShape,
+    KvType, PAGE_TOKENS, attention,
+};
 pub use error::KernelError;
 pub use formats::{dequantize, quantize};
-pub use attention::{
-    ATTENTION_ERROR, ATTENTION_ERROR_F32, AttentionContext, AttentionJob, AttentionParams, KvError,
-    KvPage, KvShape, KvType, PAGE_TOKENS, attention,
-};
 pub use isa::{Isa, IsaError};
 pub use machine_limits::MachineLimits;
 pub use matmul::{Context, Epilogue, MatmulJob, matmul, matmul_gated, matmul_group};

@@ -9,7 +9,7 @@ use crate::arch::product::{Group, Sums, float_tile, quantised_tile};
 use crate::arch::tiles::{DisjointTiles, Tile};
 use crate::ops::{self, Activation};
 use crate::packed::layout::{BLOCK, GROUP};
-use crate::schedule::Streams;
+use crate::schedule::run_in_streams;
 use crate::{Activations, Isa, PackedMatrix, TensorType, ThreadPool};
 
 /// Multiply-accumulates of a piece of work with many tokens: some 50 µs.
@@ -31,7 +31,7 @@ pub struct Context<'a> {
 /// What is done with a product `W x`: `out = (accumulate ? out : 0) + scale * (W x + bias)`.
 #[derive(Clone, Copy, Debug)]
 pub struct Epilogue<'a> {
-    /// [rows]
+    /// Shape `[rows]`.
     pub bias: Option<&'a [f32]>,
     /// Factor of the product and the bias.
     pub scale: f32,
@@ -104,9 +104,7 @@ pub fn matmul_group(context: &Context<'_>, jobs: &mut [MatmulJob<'_>], x: &Activ
             (first, plan, tiles, job.w, &job.epilogue)
         })
         .collect();
-    let streams = Streams::new(end, context.pool.threads());
-    context.pool.run(end, &|_| {
-        let chunk = streams.next();
+    run_in_streams(context.pool, end, &|chunk| {
         let job = planned.partition_point(|(first, ..)| *first <= chunk) - 1;
         let (first, plan, tiles, w, epilogue) = &planned[job];
         let (row_index, token_index) = plan.place(chunk - first);
@@ -144,9 +142,7 @@ pub fn matmul_gated(
         bytes,
     );
     let tiles = DisjointTiles::new(out, gate.rows(), plan.row_step, plan.token_step);
-    let streams = Streams::new(plan.chunks(), context.pool.threads());
-    context.pool.run(plan.chunks(), &|_| {
-        let chunk = streams.next();
+    run_in_streams(context.pool, plan.chunks(), &|chunk| {
         let (row_index, token_index) = plan.place(chunk);
         let mut tile = tiles.take(row_index, token_index);
         GATED.with_borrow_mut(|[gates, ups]| {

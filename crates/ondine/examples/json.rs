@@ -26,7 +26,10 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     };
     let mut chat = engine.chat()?;
     let mut text = String::new();
-    for piece in chat.send("Describe Ada Lovelace as JSON with her name and age.", options)? {
+    for piece in chat.send(
+        "Describe Ada Lovelace as JSON with her name and age.",
+        options,
+    )? {
         text.push_str(&piece?.text);
     }
     println!("{text}");

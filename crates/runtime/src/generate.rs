@@ -224,9 +224,11 @@ impl Generation<'_> {
     }
 
     /// Whether the text is whole: the model ended it by itself or, under a constraint, it conforms.
-    pub fn is_complete(&self) -> bool {
-        match (&self.ended, &self.options.constraint) {
-            (Some(StopReason::EndOfTurn | StopReason::Complete | StopReason::StopText), None) => true,
+    pub fn is_complete(&mut self) -> bool {
+        match (&self.ended, &mut self.options.constraint) {
+            (Some(StopReason::EndOfTurn | StopReason::Complete | StopReason::StopText), None) => {
+                true
+            }
             (Some(_), Some(constraint)) => constraint.is_complete(),
             _ => false,
         }
@@ -297,12 +299,14 @@ impl Generation<'_> {
                 false => Wanted::Nothing,
             };
             let logits = &mut self.logits;
-            let result = self.session.append(tokens, wanted, &mut |scored: Scored<'_>| {
-                if let Scores::All(scores) = scored.scores {
-                    logits.clear();
-                    logits.extend_from_slice(scores);
-                }
-            });
+            let result = self
+                .session
+                .append(tokens, wanted, &mut |scored: Scored<'_>| {
+                    if let Scores::All(scores) = scored.scores {
+                        logits.clear();
+                        logits.extend_from_slice(scores);
+                    }
+                });
             match result {
                 Err(BackendError::ContextFull { .. }) if self.stats.generated_tokens > 0 => {
                     self.ended = Some(StopReason::ContextFull);

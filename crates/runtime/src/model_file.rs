@@ -255,7 +255,10 @@ fn only_gguf(directory: &Path) -> Result<PathBuf, ModelFileError> {
     })?;
     let mut found: Vec<PathBuf> = entries
         .filter_map(|entry| Some(entry.ok()?.path()))
-        .filter(|path| path.extension().is_some_and(|extension| extension == "gguf"))
+        .filter(|path| {
+            path.extension()
+                .is_some_and(|extension| extension == "gguf")
+        })
         .collect();
     found.sort();
     let first_shard = |path: &PathBuf| path.to_string_lossy().contains("-00001-of-");

@@ -133,7 +133,13 @@ impl Session {
     /// # Errors
     /// See [`PrefixError`].
     pub fn save_prefix(&self, path: &Path) -> Result<(), PrefixError> {
-        prefix::save(path, &self.model, self.decoder.as_ref(), self.sequence, &self.tokens)
+        prefix::save(
+            path,
+            &self.model,
+            self.decoder.as_ref(),
+            self.sequence,
+            &self.tokens,
+        )
     }
 
     /// Goes on from what [`Session::save_prefix`] wrote, in place of what is held now.

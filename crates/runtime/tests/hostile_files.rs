@@ -28,7 +28,10 @@ fn try_everything(bytes: Vec<u8>) -> Result<(), String> {
         ..LoadOptions::default()
     };
     let mut decoder = model
-        .load(&CpuBackend::with_isa(ondine_kernels::Isa::detect()), &options)
+        .load(
+            &CpuBackend::with_isa(ondine_kernels::Isa::detect()),
+            &options,
+        )
         .map_err(|error| error.to_string())?;
     let sequence = decoder.start();
     let run = Run {
@@ -96,7 +99,22 @@ fn random_damage_never_panics() {
 }
 
 fn interesting(random: &mut Random) -> u64 {
-    let values = [0, 1, 2, 31, 33, 255, 1 << 31, (1 << 32) - 1, 1 << 32, 1 << 40, 1 << 62, u64::MAX / 32, u64::MAX - 1, u64::MAX];
+    let values = [
+        0,
+        1,
+        2,
+        31,
+        33,
+        255,
+        1 << 31,
+        (1 << 32) - 1,
+        1 << 32,
+        1 << 40,
+        1 << 62,
+        u64::MAX / 32,
+        u64::MAX - 1,
+        u64::MAX,
+    ];
     values[random.below(values.len())]
 }
 
@@ -159,10 +177,19 @@ fn tensors_must_lie_in_the_file_and_fit_their_shape() {
     };
     for (name, bytes) in [
         ("past the end", tensor(&[64, 64], 0, 64 * 64 * 4)),
-        ("a size that overflows", tensor(&[u64::MAX, u64::MAX], 0, 32)),
-        ("elements that overflow", tensor(&[1 << 32, 1 << 32, 1 << 32, 2], 0, 32)),
+        (
+            "a size that overflows",
+            tensor(&[u64::MAX, u64::MAX], 0, 32),
+        ),
+        (
+            "elements that overflow",
+            tensor(&[1 << 32, 1 << 32, 1 << 32, 2], 0, 32),
+        ),
         ("no elements", tensor(&[0, 64], 0, 32)),
-        ("partial blocks", tensor(&[33, 2], TensorType::Q4_0 as u32, 64)),
+        (
+            "partial blocks",
+            tensor(&[33, 2], TensorType::Q4_0 as u32, 64),
+        ),
         ("unknown type", tensor(&[32, 2], 12345, 64)),
     ] {
         let error = try_everything(bytes).expect_err(name);

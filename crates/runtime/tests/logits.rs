@@ -38,7 +38,11 @@ fn logits_equal_the_reference() {
             };
             let error = normalised_error(&expected, &actual);
             if error.is_nan() || error > bound {
-                failures.push(format!("{} {}: {error:.2e} > {bound:.0e}", isa.name(), case.name));
+                failures.push(format!(
+                    "{} {}: {error:.2e} > {bound:.0e}",
+                    isa.name(),
+                    case.name
+                ));
             }
         }
     }
@@ -77,7 +81,12 @@ fn smaller_keys_and_values_cost_little() {
                 kv_type,
                 ..LoadOptions::default()
             };
-            let actual = last_rows(&case, Isa::detect(), options, &[TOKENS_AT_ONCE, 40 - TOKENS_AT_ONCE]);
+            let actual = last_rows(
+                &case,
+                Isa::detect(),
+                options,
+                &[TOKENS_AT_ONCE, 40 - TOKENS_AT_ONCE],
+            );
             let error = normalised_error(&expected, &actual);
             assert!(error < bound, "{} {kv_type:?}: {error:.2e}", case.name);
         }
@@ -110,7 +119,9 @@ fn with_expected() -> Vec<(Case, Vec<f32>)> {
             let vocabulary = open(&case).spec().vocabulary;
             let (raw, others) = rest.split_at(vocabulary * ROWS * size_of::<f32>());
             rest = others;
-            let floats = raw.chunks_exact(4).map(|raw| [raw[0], raw[1], raw[2], raw[3]]);
+            let floats = raw
+                .chunks_exact(4)
+                .map(|raw| [raw[0], raw[1], raw[2], raw[3]]);
             (case, floats.map(f32::from_le_bytes).collect())
         })
         .collect();
@@ -157,6 +168,10 @@ fn last_rows(case: &Case, isa: Isa, options: LoadOptions, steps: &[usize]) -> Ve
 fn normalised_error(expected: &[f32], actual: &[f32]) -> f64 {
     assert_eq!(expected.len(), actual.len());
     let square = |x: f32| f64::from(x) * f64::from(x);
-    let difference: f64 = expected.iter().zip(actual).map(|(a, b)| square(a - b)).sum();
+    let difference: f64 = expected
+        .iter()
+        .zip(actual)
+        .map(|(a, b)| square(a - b))
+        .sum();
     difference / expected.iter().map(|&a| square(a)).sum::<f64>()
 }

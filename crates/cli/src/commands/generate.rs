@@ -80,6 +80,22 @@ enum OverflowArg {
 impl GenerateArgs {
     /// The options as the library takes them.
     pub fn options(&self, model: &Model) -> Result<GenerateOptions, CliError> {
+        Ok(GenerateOptions {
+            max_tokens: self.max_tokens.map(|tokens| tokens as usize),
+            sampling: self.sampling()?,
+            stop: self.stop.clone(),
+            overflow: match self.context_overflow {
+                OverflowArg::Error => ContextOverflow::Error,
+                OverflowArg::Shift => ContextOverflow::Shift,
+            },
+            constraint: self.constraint(model)?,
+            ignore_end: self.ignore_eos,
+            cancel: None,
+        })
+    }
+
+    /// How tokens are chosen; may be asked for before there is a model, to refuse nonsense early.
+    pub fn sampling(&self) -> Result<SamplingOptions, CliError> {
         let sampling = SamplingOptions {
             temperature: self.temp,
             top_k: self.top_k,
@@ -97,18 +113,7 @@ impl GenerateArgs {
         sampling
             .validate()
             .map_err(|error| CliError::Usage(error.to_string()))?;
-        Ok(GenerateOptions {
-            max_tokens: self.max_tokens.map(|tokens| tokens as usize),
-            sampling,
-            stop: self.stop.clone(),
-            overflow: match self.context_overflow {
-                OverflowArg::Error => ContextOverflow::Error,
-                OverflowArg::Shift => ContextOverflow::Shift,
-            },
-            constraint: self.constraint(model)?,
-            ignore_end: self.ignore_eos,
-            cancel: None,
-        })
+        Ok(sampling)
     }
 
     fn constraint(&self, model: &Model) -> Result<Option<Constraint>, CliError> {
@@ -116,23 +121,24 @@ impl GenerateArgs {
             std::fs::read_to_string(path)
                 .map_err(|error| CliError::Failed(format!("{}: {error}", path.display())))
         };
-        let failed = |error: ondine_runtime::constraint::ConstraintError| {
-            CliError::Failed(error.to_string())
-        };
-        if self.json_schema.is_none() && self.regex.is_none() && self.grammar.is_none() {
-            return Ok(None);
-        }
-        let factory = model.constraints().map_err(failed)?;
-        let spec = if let Some(path) = &self.json_schema {
-            ConstraintSpec::JsonSchema(read(path)?)
+        let (spec, name) = if let Some(path) = &self.json_schema {
+            (
+                ConstraintSpec::JsonSchema(read(path)?),
+                path.display().to_string(),
+            )
         } else if let Some(regex) = &self.regex {
-            ConstraintSpec::Regex(regex.clone())
+            (ConstraintSpec::Regex(regex.clone()), "--regex".to_owned())
         } else if let Some(path) = &self.grammar {
-            ConstraintSpec::Lark(read(path)?)
+            (
+                ConstraintSpec::Lark(read(path)?),
+                path.display().to_string(),
+            )
         } else {
             return Ok(None);
         };
-        factory.build(&spec).map(Some).map_err(failed)
+        let constraint = model.constraints().and_then(|factory| factory.build(&spec));
+        let failed = |error| CliError::Failed(format!("{name}: {error}"));
+        constraint.map(Some).map_err(failed)
     }
 }
 
@@ -159,7 +165,7 @@ pub fn answer(
     let streams = !output.is_json();
     let mut generation = session.generate(prompt, options).map_err(failed)?;
     let mut text = String::new();
-    while let Some(piece) = generation.next() {
+    for piece in generation.by_ref() {
         let piece = piece.map_err(failed)?;
         if streams && !piece.text.is_empty() {
             output.write(&piece.text)?;
@@ -195,7 +201,11 @@ fn parse_bias(text: &str) -> Result<(u32, f32), String> {
     let (id, bias) = text
         .split_once('=')
         .ok_or_else(|| "has the form ID=BIAS".to_owned())?;
-    let id = id.parse().map_err(|_| format!("`{id}` is not a token id"))?;
-    let bias = bias.parse().map_err(|_| format!("`{bias}` is not a number"))?;
+    let id = id
+        .parse()
+        .map_err(|_| format!("`{id}` is not a token id"))?;
+    let bias = bias
+        .parse()
+        .map_err(|_| format!("`{bias}` is not a number"))?;
     Ok((id, bias))
 }

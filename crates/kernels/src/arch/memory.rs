@@ -134,10 +134,8 @@ impl Region {
         let skipped = (address as usize).next_multiple_of(HUGE_PAGE) - address as usize;
         // SAFETY: `skipped < HUGE_PAGE`, so the aligned start and `len` bytes after it lie in the mapping.
         let start = unsafe { address.cast::<u8>().add(skipped) };
-        if std::env::var_os("ONDINE_HUGE_PAGES").is_none_or(|wish| wish != "0") {
-            // SAFETY: advice on the mapping just made. A refusal changes nothing but speed.
-            unsafe { system::madvise(start.cast(), len, system::MADV_HUGEPAGE) };
-        }
+        // SAFETY: advice on the mapping just made. A refusal changes nothing but speed.
+        unsafe { system::madvise(start.cast(), len, system::MADV_HUGEPAGE) };
         Some(Region {
             start: NonNull::new(start)?,
             len,

@@ -2,7 +2,7 @@
 
 use std::marker::PhantomData;
 use std::ops::Range;
-use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 
 /// A row-major matrix [tokens, rows], cut into rectangles of `row_step` x `token_step`.
 pub struct DisjointTiles<'a> {
@@ -11,8 +11,10 @@ pub struct DisjointTiles<'a> {
     tokens: usize,
     row_step: usize,
     token_step: usize,
-    /// One bit per rectangle.
-    taken: Vec<AtomicU64>,
+    /// One flag per rectangle, `flag_step` apart: few flags lie in different cache lines, so that threads do not
+    /// disturb each other.
+    taken: Vec<AtomicBool>,
+    flag_step: usize,
     owner: PhantomData<&'a mut [f32]>,
 }
 
@@ -30,13 +32,17 @@ impl<'a> DisjointTiles<'a> {
         let tokens = data.len().checked_div(rows).unwrap_or(0);
         assert_eq!(tokens * rows, data.len(), "whole tokens");
         let count = rows.div_ceil(row_step) * tokens.div_ceil(token_step);
+        let flag_step = if count <= 32 { 64 } else { 1 };
         DisjointTiles {
             start: data.as_mut_ptr(),
             rows,
             tokens,
             row_step,
             token_step,
-            taken: (0..count.div_ceil(64)).map(|_| AtomicU64::new(0)).collect(),
+            taken: (0..count * flag_step)
+                .map(|_| AtomicBool::new(false))
+                .collect(),
+            flag_step,
             owner: PhantomData,
         }
     }
@@ -49,9 +55,8 @@ impl<'a> DisjointTiles<'a> {
         let across = self.rows.div_ceil(self.row_step);
         assert!(row_index < across && token_index < self.tokens.div_ceil(self.token_step));
         let index = token_index * across + row_index;
-        let bit = 1 << (index % 64);
-        let before = self.taken[index / 64].fetch_or(bit, Relaxed);
-        assert!(before & bit == 0, "rectangle {index} is taken twice");
+        let before = self.taken[index * self.flag_step].swap(true, Relaxed);
+        assert!(!before, "rectangle {index} is taken twice");
         let first_row = row_index * self.row_step;
         let first_token = token_index * self.token_step;
         Tile {

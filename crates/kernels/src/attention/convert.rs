@@ -150,12 +150,12 @@ pub(super) fn convert_values<W: Wide, S: Stored, P: Products>(
         let target = &mut memory.values[vector * sizes.value_steps..][..sizes.value_steps];
         for (step, target) in target.iter_mut().enumerate() {
             let mut elements = [zero; 2];
-            for i in 0..P::STEP {
+            for (i, element) in elements.iter_mut().take(P::STEP).enumerate() {
                 let slot = step * P::STEP + i;
                 if slot < written {
                     let row = &values[slot * stride..][..stride];
                     let x = load_value::<S, W>(w, row, value_scales::<S>(view, slot), vector);
-                    elements[i] = w.mul(x, up);
+                    *element = w.mul(x, up);
                 }
             }
             P::store(w, elements, target);

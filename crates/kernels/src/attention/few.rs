@@ -8,7 +8,7 @@ use std::cell::Cell;
 use super::numeric::{UNSEEN, Vector, exp2, softcap};
 use super::page::{HeadView, PAGE_TOKENS, SCALE_BLOCK};
 use super::plan::{FEW_ROWS, Item, Record};
-use super::stored::{KEY_VECTORS, Stored, key_scale, value_scales};
+use super::stored::{KEY_VECTORS, Stored, key_scale};
 use crate::arch::wide::{WIDE, Wide, WideKernel};
 
 const LANE_NUMBERS: [f32; WIDE] = [
@@ -58,6 +58,8 @@ impl<'a, S: Stored> Few<'a, S> {
 thread_local! {
     /// Memory for scaled queries, kept from call to call.
     static QUERIES: Cell<Vec<f32>> = const { Cell::new(Vec::new()) };
+    /// Memory for the scales of a page's values, kept from call to call.
+    static SCALES: Cell<Vec<f32>> = const { Cell::new(Vec::new()) };
 }
 
 /// A row's state.
@@ -83,6 +85,7 @@ impl<S: Stored> WideKernel for Few<'_, S> {
         // Scores in units of log2 save a multiplication per weight.
         let scale = self.item.params.scale * std::f32::consts::LOG2_E;
         let mut queries = QUERIES.take();
+        let mut scales = SCALES.take();
         queries.clear();
         for row in 0..rows {
             queries.extend(self.item.query(row).iter().map(|x| x * scale));
@@ -97,6 +100,13 @@ impl<S: Stored> WideKernel for Few<'_, S> {
         for page in self.item.pages.clone() {
             let view = self.item.job.pages[page].head::<S::Value>(self.item.kv_head);
             let next = self.next(page);
+            if S::SCALED {
+                scales.resize(view.value_scales.len(), 0.0);
+                let stored = view.value_scales.as_chunks::<WIDE>().0;
+                for (target, stored) in scales.as_chunks_mut::<WIDE>().0.iter_mut().zip(stored) {
+                    w.store(w.load_f16(stored), target);
+                }
+            }
             let mut first = 0;
             while first < rows {
                 let count = block.min(rows - first);
@@ -107,6 +117,7 @@ impl<S: Stored> WideKernel for Few<'_, S> {
                     next,
                     first,
                     queries: &queries[first * dims..(first + count) * dims],
+                    scales: &scales,
                 };
                 let states = &mut states[first..first + count];
                 let record = &mut self.record[first * vectors..(first + count) * vectors];
@@ -125,6 +136,7 @@ impl<S: Stored> WideKernel for Few<'_, S> {
             last[1] = w.reduce_add(w.load(&state.total.0));
         }
         QUERIES.set(queries);
+        SCALES.set(scales);
     }
 }
 
@@ -139,6 +151,8 @@ struct PageWork<'a, T> {
     first: usize,
     /// `[rows][head_dim_k]`, scaled.
     queries: &'a [f32],
+    /// Scales of the values, `[PAGE_TOKENS][head_dim_v / 32]`; empty for types without scales.
+    scales: &'a [f32],
 }
 
 impl<T: bytemuck::Pod> PageWork<'_, T> {
@@ -158,16 +172,18 @@ impl<T: bytemuck::Pod> PageWork<'_, T> {
             self.scores::<W, S, R, 1>(w, &mut scores);
         }
         // The slots that any of the rows sees.
-        let mut slots = PAGE_TOKENS..0;
+        let (mut first_slot, mut end_slot) = (PAGE_TOKENS, 0);
         let mut decay = [0.0; R];
         for row in 0..R {
             let visible = self.item.visible(self.first + row);
             let seen = visible.start.saturating_sub(start).min(PAGE_TOKENS)
                 ..visible.end.saturating_sub(start).min(PAGE_TOKENS);
-            slots = slots.start.min(seen.start)..slots.end.max(seen.end);
+            first_slot = first_slot.min(seen.start);
+            end_slot = end_slot.max(seen.end);
             self.adjust(w, self.first + row, seen, &mut scores[row]);
             decay[row] = weigh(w, &mut states[row], &mut scores[row]);
         }
+        let slots = first_slot..end_slot;
         if W::SIDE > 1 {
             self.values::<W, S, R, 4>(w, &scores, &decay, slots, record);
         } else {
@@ -192,8 +208,8 @@ impl<T: bytemuck::Pod> PageWork<'_, T> {
                 let end = (start + block).min(dims);
                 let mut scales = [w.splat(1.0); V];
                 if S::SCALED {
-                    for v in 0..V {
-                        scales[v] = key_scale::<S, W>(w, &self.view, start, vector + v);
+                    for (v, scale) in scales.iter_mut().enumerate() {
+                        *scale = key_scale::<S, W>(w, &self.view, start, vector + v);
                     }
                 }
                 for d in start..end {
@@ -311,6 +327,7 @@ impl<T: bytemuck::Pod> PageWork<'_, T> {
         let vectors = record.len() / R;
         let (stored, _) = self.view.values.as_chunks::<WIDE>();
         let rows = stored.chunks_exact(vectors - 1).enumerate();
+        let blocks = self.scales.len() / PAGE_TOKENS;
         let mut sums = [[w.splat(0.0); V]; R];
         for r in 0..R {
             for v in 0..V {
@@ -323,12 +340,12 @@ impl<T: bytemuck::Pod> PageWork<'_, T> {
                 self.ahead(w, slot, PAGE_TOKENS, self.next.keys);
             }
             let row: &[_; V] = row[vector..vector + V].try_into().expect("V vectors");
-            let scales = value_scales::<S>(&self.view, slot);
+            let scales = &self.scales[slot * blocks..][..blocks];
             let mut values = [w.splat(0.0); V];
             for v in 0..V {
                 values[v] = S::load(w, &row[v]);
                 if S::SCALED {
-                    let scale = scales[(vector + v) * WIDE / SCALE_BLOCK].to_f32();
+                    let scale = scales[(vector + v) * WIDE / SCALE_BLOCK];
                     values[v] = w.mul(values[v], w.splat(scale));
                 }
             }

@@ -22,16 +22,7 @@ use std::ops::Range;
 
 pub use page::{KvError, KvPage, KvShape, KvType, PAGE_TOKENS};
 
-use crate::{Isa, ThreadPool};
-
-/// What attention runs on.
-#[derive(Clone, Copy, Debug)]
-pub struct AttentionContext<'a> {
-    /// The instruction set.
-    pub isa: Isa,
-    /// The threads.
-    pub pool: &'a ThreadPool,
-}
+use crate::Context;
 
 /// The attention of one layer.
 #[derive(Clone, Copy, Debug)]
@@ -84,7 +75,7 @@ pub const ATTENTION_ERROR: f64 = 1e-6;
 /// # Panics
 /// If lengths, pages and params do not belong together, or two jobs have a row in common.
 pub fn attention(
-    context: &AttentionContext<'_>,
+    context: &Context<'_>,
     params: &AttentionParams<'_>,
     jobs: &[AttentionJob<'_>],
     q: &[f32],

@@ -9,10 +9,10 @@ use super::page::{KvShape, KvType, PAGE_TOKENS};
 use super::products::{FloatProducts, PairProducts};
 use super::stored::{StoredF16, StoredF32, StoredQ8};
 use super::tile::Tile;
-use super::{AttentionContext, AttentionJob, AttentionParams};
-use crate::Isa;
+use super::{AttentionJob, AttentionParams};
 use crate::arch::threads::DisjointPieces;
 use crate::arch::wide::{WIDE, Wide, WideKernel, dispatch_wide};
+use crate::{Context, Isa};
 
 /// Up to this many rows of one head of keys go through [`Few`], more through [`Tile`]: above it, converting a page for
 /// the matrix product costs less than it saves.
@@ -123,7 +123,7 @@ struct Joint {
 }
 
 pub(super) fn run(
-    context: &AttentionContext<'_>,
+    context: &Context<'_>,
     params: &AttentionParams<'_>,
     jobs: &[AttentionJob<'_>],
     q: &[f32],

@@ -3,6 +3,7 @@
 use super::*;
 use crate::ops::alibi_slopes;
 use crate::ops::test_support::{Random, each_isa, numbers};
+use crate::{Isa, ThreadPool};
 
 /// One sequence of a case.
 #[derive(Clone, Copy, Debug)]
@@ -126,7 +127,7 @@ fn run(case: &Case, built: &Built, isa: Isa, threads: usize) -> Vec<f32> {
     }
     let params = params(case, built);
     let mut out = vec![f32::NAN; built.rows * params.heads * params.head_dim_v];
-    let context = AttentionContext { isa, pool: &pool };
+    let context = Context { isa, pool: &pool };
     attention(&context, &params, &jobs, &built.q, &mut out);
     out
 }
@@ -426,7 +427,7 @@ fn rows_of_no_job_are_left_alone() {
         pages_start: 0,
         len: 0,
     };
-    let context = AttentionContext {
+    let context = Context {
         isa: Isa::detect(),
         pool: &pool,
     };

@@ -298,7 +298,7 @@ impl Set<'_> {
         if let Some(adjust) = &adjusted {
             page_largest = [w.splat(UNSEEN); G];
             for slot in vectors.start * WIDE..vectors.end * WIDE {
-                for g in 0..G {
+                for (g, largest) in page_largest.iter_mut().enumerate() {
                     let score = &mut memory.scores[slot * G + g].0;
                     let row = Rows {
                         factor: w.load(&memory.factors[self.first + g].0),
@@ -306,7 +306,7 @@ impl Set<'_> {
                         slope: w.load(&memory.slopes[self.first + g].0),
                     };
                     let x = adjust.apply(w, w.load(score), row, slot);
-                    page_largest[g] = w.max(x, page_largest[g]);
+                    *largest = w.max(x, *largest);
                     w.store(x, score);
                 }
             }

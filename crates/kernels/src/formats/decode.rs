@@ -288,6 +288,6 @@ fn tq1_0(raw: &[u8], codes: &mut [u8; 256]) {
             _ => (48 + (index - 240) % 4, (index - 240) / 4),
         };
         let rest = raw[byte].wrapping_mul([1, 3, 9, 27, 81][digit]);
-        *code = (u16::from(rest) * 3 >> 8) as u8;
+        *code = ((u16::from(rest) * 3) >> 8) as u8;
     }
 }

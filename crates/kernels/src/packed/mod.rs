@@ -11,6 +11,7 @@ use half::{bf16, f16};
 
 use crate::arch::memory;
 use crate::arch::threads::DisjointPieces;
+use crate::schedule::run_in_streams;
 use crate::{KernelError, TensorType, ThreadPool};
 use layout::{BLOCK, GROUP, SPAN, group_bytes, spec};
 use unpack::UnpackedBlock;
@@ -136,7 +137,7 @@ impl PackedMatrix {
         self.ty
     }
 
-    /// Writes row `row` as f32 to `out`, [cols].
+    /// Writes row `row` as f32 to `out`, shape `[cols]`.
     ///
     /// # Errors
     /// If there is no such row or `out` has another length.
@@ -249,7 +250,7 @@ impl PackedMatrixBuilder {
     /// # Errors
     /// As [`push_rows`](Self::push_rows).
     pub fn push_rows_parallel(&mut self, pool: &ThreadPool, raw: &[u8]) -> Result<(), KernelError> {
-        self.push(raw, |groups, pack| pool.run(groups, pack))
+        self.push(raw, |groups, pack| run_in_streams(pool, groups, pack))
     }
 
     /// The matrix.

@@ -49,9 +49,15 @@ fn pack_quantised(ty: TensorType, blocks: usize, rows: &[&[u8]], first: usize, g
                 blocks: count,
             };
             for (index, block) in row.chunks_exact(ty.block_bytes()).enumerate() {
-                raw_codes(ty, block, &mut raw.codes);
                 raw_scales(ty, block, &mut raw.scales);
                 target.write_scales(index, &raw.scales, bytes);
+                if raw_len == 1 && spec.codes == Codes::Nibbles {
+                    // The file's order: element `j` and `j + 16` in one byte.
+                    let nibbles = &block[block.len() - 16..];
+                    target.write_nibbles(index, nibbles, bytes);
+                    continue;
+                }
+                raw_codes(ty, block, &mut raw.codes);
                 target.write_codes(index * raw_len, raw_len, &raw.codes, bytes);
             }
         }
@@ -98,6 +104,15 @@ impl Target<'_> {
                 half(0, 0);
                 spread(&scales[2..18], &mut span[32..], lane);
             }
+        }
+    }
+
+    /// Writes 32 codes whose nibbles are in pairs already.
+    fn write_nibbles(&self, block: usize, nibbles: &[u8], span: &mut [u8]) {
+        let at = self.spec.codes_at(self.blocks) + block * self.spec.code_bytes();
+        let vectors = span[at..at + 4 * VECTOR].chunks_exact_mut(VECTOR);
+        for (vector, word) in vectors.zip(nibbles.chunks_exact(4)) {
+            vector[4 * self.lane..][..4].copy_from_slice(word);
         }
     }
 

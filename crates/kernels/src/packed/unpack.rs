@@ -104,5 +104,5 @@ fn ternary(digits: &[u8], group: usize, at: usize) -> u8 {
         (12, group - 60)
     };
     let rest = digits[VECTOR * vector + at].wrapping_mul([1, 3, 9, 27, 81][place]);
-    (u16::from(rest) * 3 >> 8) as u8
+    ((u16::from(rest) * 3) >> 8) as u8
 }

@@ -11,12 +11,28 @@ pub struct DateTime {
 }
 
 const MONTHS: [&str; 12] = [
-    "January", "February", "March", "April", "May", "June", "July", "August", "September",
-    "October", "November", "December",
+    "January",
+    "February",
+    "March",
+    "April",
+    "May",
+    "June",
+    "July",
+    "August",
+    "September",
+    "October",
+    "November",
+    "December",
 ];
 
 const DAYS: [&str; 7] = [
-    "Sunday", "Monday", "Tuesday", "Wednesday", "Thursday", "Friday", "Saturday",
+    "Sunday",
+    "Monday",
+    "Tuesday",
+    "Wednesday",
+    "Thursday",
+    "Friday",
+    "Saturday",
 ];
 
 impl DateTime {
@@ -127,7 +143,9 @@ fn date(day: i64) -> (i64, i64, i64) {
     while days_before(year + 1, 1, 1) <= day {
         year += 1;
     }
-    let month = (1..=12).rev().find(|&month| days_before(year, month, 1) <= day);
+    let month = (1..=12)
+        .rev()
+        .find(|&month| days_before(year, month, 1) <= day);
     let month = month.unwrap_or(1);
     (year, month, day - days_before(year, month, 1) + 1)
 }
@@ -135,7 +153,11 @@ fn date(day: i64) -> (i64, i64, i64) {
 /// Days from 1970-01-01 to the date: whole years with their leap days, then months of 30.6 days from March on.
 fn days_before(year: i64, month: i64, day: i64) -> i64 {
     // Years begin in March here, so that the leap day is the last.
-    let (year, month) = if month > 2 { (year, month - 3) } else { (year - 1, month + 9) };
+    let (year, month) = if month > 2 {
+        (year, month - 3)
+    } else {
+        (year - 1, month + 9)
+    };
     let leap_days = year.div_euclid(4) - year.div_euclid(100) + year.div_euclid(400);
     year * 365 + leap_days + (month * 153 + 2) / 5 + day - 1 - 719_468
 }
@@ -179,6 +201,9 @@ mod tests {
         for seconds in [i64::MIN, -1, 0, i64::MAX] {
             assert!(!DateTime::from_unix_seconds(seconds).format("%c").is_empty());
         }
-        assert_eq!(DateTime::from_unix_seconds(-1).format("%F %T"), "1969-12-31 23:59:59");
+        assert_eq!(
+            DateTime::from_unix_seconds(-1).format("%F %T"),
+            "1969-12-31 23:59:59"
+        );
     }
 }

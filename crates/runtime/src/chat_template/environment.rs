@@ -2,13 +2,12 @@
 
 use minijinja::syntax::SyntaxConfig;
 use minijinja::value::{Kwargs, Rest, ValueKind};
-use minijinja::{Environment, Error, ErrorKind, State, Value};
+use minijinja::{Environment, Error, ErrorKind, State, Value, escape_formatter};
 use minijinja_contrib::pycompat;
 
 use super::python_json::{Layout, dumps};
 
-/// Work and memory of a rendering at most: so many instructions, or 64 times as many bytes. Half a second of looping;
-/// a thousand messages through the longest known template need a tenth.
+/// Work and memory of a rendering at most: so many instructions, or 64 times as many bytes.
 const FUEL: u64 = 1_000_000;
 
 /// Levels of macro calls and recursive loops at most; small enough for the stack of any thread.
@@ -33,6 +32,11 @@ pub(super) fn environment() -> Result<Environment<'static>, Error> {
     environment.add_function("raise_exception", raise_exception);
     environment.add_filter("tojson", tojson);
     environment.add_filter("from_json", from_json);
+    environment.add_filter("string", string);
+    environment.set_formatter(|output, state, value| {
+        let value = charge_text(state, value)?;
+        escape_formatter(output, state, &value)
+    });
     environment.add_test("sequence", is_sequence);
     environment.add_test("iterable", is_iterable);
     environment.add_filter("default", default);
@@ -123,6 +127,52 @@ fn from_json(text: &str) -> Result<Value, Error> {
     }
 }
 
+fn string(state: &State, value: &Value) -> Result<Value, Error> {
+    minijinja::filters::string(state, &charge_text(state, value)?)
+}
+
+/// Pays for turning a list or map into text before the engine does, which counts only what came out: a list of lists
+/// can name the same part so often that nothing ever comes out.
+fn charge_text(state: &State, value: &Value) -> Result<Value, Error> {
+    const LEVELS: usize = 100;
+    fn walk(state: &State, value: &Value, levels: usize) -> Result<(), Error> {
+        if value.as_object().is_none() {
+            return Ok(());
+        }
+        // Joined lists are not copied, so that their length alone says how large their text is.
+        state.consume_fuel(value.len().unwrap_or(0) as u64)?;
+        if !matches!(value.kind(), ValueKind::Seq | ValueKind::Map) {
+            return Ok(());
+        }
+        if levels == 0 {
+            return state.consume_fuel(u64::MAX);
+        }
+        for item in value.try_iter()?.checked() {
+            state.consume_fuel(1)?;
+            let item = item?;
+            if value.kind() == ValueKind::Map {
+                walk(state, &value.get_item(&item)?, levels - 1)?;
+            } else {
+                walk(state, &item, levels - 1)?;
+            }
+        }
+        Ok(())
+    }
+    // Joined lists and other iterables are made as they are read: copy them while paying.
+    if value.kind() == ValueKind::Iterable {
+        let mut items = Vec::new();
+        for item in value.try_iter()?.checked() {
+            state.consume_fuel(1)?;
+            items.push(item?);
+        }
+        let copy = Value::from(items);
+        walk(state, &copy, LEVELS)?;
+        return Ok(copy);
+    }
+    walk(state, value, LEVELS)?;
+    Ok(value.clone())
+}
+
 /// Unlike the engine's, takes `boolean` by name.
 fn default(value: &Value, positional: Rest<Value>, named: Kwargs) -> Result<Value, Error> {
     let argument = |index: usize, name: &str| match positional.get(index) {
@@ -194,11 +244,19 @@ fn python_method(
         }
         ("index", Some(text), Some(part)) => match text.find(part) {
             Some(place) => text[..place].chars().count().into(),
-            None => return Err(Error::new(ErrorKind::InvalidOperation, "substring not found")),
+            None => {
+                return Err(Error::new(
+                    ErrorKind::InvalidOperation,
+                    "substring not found",
+                ));
+            }
         },
         ("rsplit", Some(text), Some(separator)) if !separator.is_empty() => {
             let most = arguments.get(1).and_then(Value::as_usize);
-            let parts = text.rsplitn(most.map_or(usize::MAX, |most| most.saturating_add(1)), separator);
+            let parts = text.rsplitn(
+                most.map_or(usize::MAX, |most| most.saturating_add(1)),
+                separator,
+            );
             let parts: Vec<&str> = parts.collect();
             parts.into_iter().rev().map(Value::from).collect()
         }
@@ -207,7 +265,10 @@ fn python_method(
                 Some((before, after)) => (before, separator, after),
                 None => (text, "", ""),
             };
-            [before, found, after].into_iter().map(Value::from).collect()
+            [before, found, after]
+                .into_iter()
+                .map(Value::from)
+                .collect()
         }
         ("swapcase", Some(text), None) => {
             let swap = |character: char| match character.is_uppercase() {
@@ -216,7 +277,17 @@ fn python_method(
             };
             text.chars().map(swap).collect::<String>().into()
         }
+        ("format", Some(text), _) if has_large_number(text) => {
+            let what = "format with a width of more than four digits";
+            return Err(Error::new(ErrorKind::InvalidOperation, what));
+        }
         _ => return pycompat::unknown_method_callback(state, value, method, arguments),
     };
     Ok(done)
+}
+
+/// Whether `text` has more than four digits in a row.
+fn has_large_number(text: &str) -> bool {
+    let mut runs = text.as_bytes().split(|byte| !byte.is_ascii_digit());
+    runs.any(|run| run.len() > 4)
 }

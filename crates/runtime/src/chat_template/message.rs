@@ -37,7 +37,10 @@ impl ToolCall {
             ("name".to_owned(), Json::from(self.name.as_str())),
             ("arguments".to_owned(), self.arguments.clone()),
         ];
-        call.insert("function".into(), Json::Object(function.into_iter().collect()));
+        call.insert(
+            "function".into(),
+            Json::Object(function.into_iter().collect()),
+        );
         call.into()
     }
 }

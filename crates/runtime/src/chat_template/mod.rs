@@ -10,6 +10,10 @@ mod fallback;
 mod message;
 mod python_json;
 
+use std::sync::Arc;
+use std::sync::mpsc::{self, RecvTimeoutError};
+use std::time::Duration;
+
 use minijinja::{Environment, ErrorKind, Value};
 
 pub use clock::DateTime;
@@ -23,6 +27,14 @@ const NAME: &str = "chat";
 
 /// Bytes of a template's source at most.
 const MAX_SOURCE: usize = 1 << 20;
+
+/// Bytes of stack for a rendering, whatever thread asks: a list can be as deep as the budget of work allows, and is
+/// dropped level by level.
+const STACK: usize = 64 << 20;
+
+/// A rendering that takes longer is given up; real ones take a hundredth of it. The engine counts instructions, but
+/// one instruction on a list that contains itself many times over can take for ever: its thread is then abandoned.
+const DEADLINE: Duration = Duration::from_millis(800);
 
 /// Why a conversation cannot be rendered.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -47,7 +59,9 @@ pub enum TemplateError {
         what: String,
     },
     /// The template does not come to an end, or makes too much text.
-    #[error("the model's chat template needs too much work or memory; shorten the conversation, or give the prompt without a template")]
+    #[error(
+        "the model's chat template needs too much work or memory; shorten the conversation, or give the prompt without a template"
+    )]
     TooExpensive,
 }
 
@@ -71,7 +85,7 @@ impl SpecialTokens {
 /// A template that is ready to render.
 #[derive(Debug)]
 pub struct ChatTemplate {
-    environment: Environment<'static>,
+    environment: Arc<Environment<'static>>,
     tokens: SpecialTokens,
     fallback: Option<Family>,
 }
@@ -104,7 +118,9 @@ impl ChatTemplate {
         match self.render_once(request) {
             Err(error @ TemplateError::Failed { .. }) => {
                 let other = request.with_arguments_as_text();
-                other.and_then(|other| self.render_once(&other).ok()).ok_or(error)
+                other
+                    .and_then(|other| self.render_once(&other).ok())
+                    .ok_or(error)
             }
             result => result,
         }
@@ -142,7 +158,7 @@ impl ChatTemplate {
             .add_template_owned(NAME, environment::without_generation_blocks(&source))
             .map_err(|error| syntax(&error))?;
         Ok(ChatTemplate {
-            environment,
+            environment: Arc::new(environment),
             tokens,
             fallback,
         })
@@ -154,14 +170,38 @@ impl ChatTemplate {
             ("eos_token", Value::from(self.tokens.eos.as_str())),
         ];
         let now = request.now.unwrap_or_else(DateTime::now);
-        let clock = move |format: &str| now.format(format);
+        let clock = move |format: &str| {
+            // Beyond any date; a longer one is made to exhaust memory.
+            let end = format
+                .char_indices()
+                .nth(256)
+                .map_or(format.len(), |(end, _)| end);
+            now.format(&format[..end])
+        };
         context.push(("strftime_now", Value::from_function(clock)));
         request.add_variables(&mut context);
-        let template = self.environment.get_template(NAME);
-        let template = template.map_err(|error| failure(&error))?;
-        template
-            .render(Value::from_pairs(context))
-            .map_err(|error| failure(&error))
+        let context = Value::from_pairs(context);
+        let environment = Arc::clone(&self.environment);
+        let (sender, receiver) = mpsc::channel();
+        let render = move || {
+            let template = environment.get_template(NAME);
+            let text = template.and_then(|template| template.render(context));
+            // Nobody listens any more when the deadline has passed.
+            let _ = sender.send(text.map_err(|error| failure(&error)));
+        };
+        let failed = |what: &str| TemplateError::Failed {
+            what: what.to_owned(),
+        };
+        std::thread::Builder::new()
+            .name("chat-template".into())
+            .stack_size(STACK)
+            .spawn(render)
+            .map_err(|_| failed("there is no thread to render it"))?;
+        match receiver.recv_timeout(DEADLINE) {
+            Ok(text) => text,
+            Err(RecvTimeoutError::Timeout) => Err(TemplateError::TooExpensive),
+            Err(RecvTimeoutError::Disconnected) => Err(failed("the engine gave up on it")),
+        }
     }
 }
 

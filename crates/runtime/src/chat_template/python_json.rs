@@ -84,7 +84,9 @@ impl Writer<'_> {
         self.pay()?;
         match value.kind() {
             ValueKind::None => self.out.push_str("null"),
-            ValueKind::Bool => self.out.push_str(if value.is_true() { "true" } else { "false" }),
+            ValueKind::Bool => self
+                .out
+                .push_str(if value.is_true() { "true" } else { "false" }),
             ValueKind::Number => self.number(value),
             ValueKind::String => self.string(value.as_str().unwrap_or_default()),
             ValueKind::Seq | ValueKind::Iterable => {
@@ -214,7 +216,12 @@ fn float_text(number: f64) -> String {
         return "NaN".into();
     }
     if number.is_infinite() {
-        return if number > 0.0 { "Infinity" } else { "-Infinity" }.into();
+        return if number > 0.0 {
+            "Infinity"
+        } else {
+            "-Infinity"
+        }
+        .into();
     }
     let scientific = format!("{number:e}");
     let (digits, exponent) = scientific.split_once('e').unwrap_or((&scientific, "0"));
@@ -256,7 +263,10 @@ mod tests {
         ] {
             assert_eq!(float_text(number), expected);
         }
-        assert_eq!(text(&json!([1, -2, u64::MAX, 2.5])), "[1, -2, 18446744073709551615, 2.5]");
+        assert_eq!(
+            text(&json!([1, -2, u64::MAX, 2.5])),
+            "[1, -2, 18446744073709551615, 2.5]"
+        );
     }
 
     #[test]
@@ -273,7 +283,12 @@ mod tests {
             separators: None,
         };
         assert_eq!(
-            dumps(&to_template(&json!({"b": "é😀", "a": [1, 2]})), &layout, None).unwrap(),
+            dumps(
+                &to_template(&json!({"b": "é😀", "a": [1, 2]})),
+                &layout,
+                None
+            )
+            .unwrap(),
             "{\n  \"a\": [\n    1,\n    2\n  ],\n  \"b\": \"\\u00e9\\ud83d\\ude00\"\n}"
         );
     }

@@ -3,9 +3,7 @@
 use std::sync::Arc;
 
 use llguidance::api::{ParserLimits, TopLevelGrammar};
-use llguidance::toktrie::{
-    ApproximateTokEnv, InferenceCapabilities, TokEnv, TokRxInfo, TokTrie,
-};
+use llguidance::toktrie::{ApproximateTokEnv, InferenceCapabilities, TokEnv, TokRxInfo, TokTrie};
 use llguidance::{Matcher, ParserFactory};
 use serde_json::{Value as Json, json};
 
@@ -230,7 +228,9 @@ fn regex_grammar(text: &str) -> Result<TopLevelGrammar, String> {
 
 fn lark_grammar(text: &str) -> Result<TopLevelGrammar, String> {
     check_size(text)?;
-    let brackets = text.bytes().filter(|byte| matches!(byte, b'(' | b'[' | b'{'));
+    let brackets = text
+        .bytes()
+        .filter(|byte| matches!(byte, b'(' | b'[' | b'{'));
     if brackets.count() > MAX_BRACKETS {
         return Err(format!("it has more than {MAX_BRACKETS} brackets"));
     }
@@ -239,7 +239,10 @@ fn lark_grammar(text: &str) -> Result<TopLevelGrammar, String> {
 
 fn check_size(text: &str) -> Result<(), String> {
     if text.len() > MAX_SOURCE {
-        return Err(format!("it has {} bytes of at most {MAX_SOURCE}", text.len()));
+        return Err(format!(
+            "it has {} bytes of at most {MAX_SOURCE}",
+            text.len()
+        ));
     }
     Ok(())
 }

@@ -550,7 +550,9 @@ impl LayerBuilder<'_, '_> {
                 })
             })
             .collect::<Result<Vec<_>, ModelFileError>>()?;
-        let declared = model.metadata().boolean(&model.key("expert_weights_norm"))?;
+        let declared = model
+            .metadata()
+            .boolean(&model.key("expert_weights_norm"))?;
         let weight_scale = match model.float("expert_weights_scale")? {
             None | Some(0.0) => 1.0,
             Some(scale) => scale,

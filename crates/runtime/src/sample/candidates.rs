@@ -130,7 +130,10 @@ impl Candidates {
 
     fn copy_keys(&mut self) {
         self.keys.clear();
-        let keys = self.all.iter().map(|candidate| (candidate.key, candidate.weight));
+        let keys = self
+            .all
+            .iter()
+            .map(|candidate| (candidate.key, candidate.weight));
         self.keys.extend(keys);
     }
 
@@ -153,14 +156,23 @@ impl Candidates {
                 low += half;
             }
         }
-        self.keep_count((low + 1).max(least));
+        if low + 1 < least {
+            return self.keep_count(least);
+        }
+        if let Some(&(last, _)) = self.keys.get(low) {
+            self.all.retain(|candidate| candidate.key >= last);
+        }
     }
 
     /// Keeps the candidates that have `share` of the likeliest one's weight, but at least `least`.
     fn keep_likely(&mut self, share: f32, least: usize) {
         let heaviest = self.all.iter().map(|candidate| candidate.weight).max();
         let bound = (heaviest.unwrap_or(0) as f64 * f64::from(share)) as u64;
-        let likely = self.all.iter().filter(|candidate| candidate.weight >= bound).count();
+        let likely = self
+            .all
+            .iter()
+            .filter(|candidate| candidate.weight >= bound)
+            .count();
         if likely >= least {
             self.all.retain(|candidate| candidate.weight >= bound);
         } else {
@@ -188,7 +200,11 @@ fn descending(a: &(u64, u64), b: &(u64, u64)) -> Ordering {
 fn key(value: f32, token: u32) -> u64 {
     // Adding 0 makes 0 of -0. Negative numbers order the other way round than their bits.
     let bits = (value + 0.0).to_bits();
-    let ordered = if bits >> 31 == 1 { !bits } else { bits | 1 << 31 };
+    let ordered = if bits >> 31 == 1 {
+        !bits
+    } else {
+        bits | 1 << 31
+    };
     u64::from(ordered) << 32 | u64::from(!token)
 }
 
@@ -201,7 +217,9 @@ mod tests {
         let mut scan = Scan::default();
         scan.read(logits);
         let mut candidates = Candidates::default();
-        candidates.collect(Isa::detect(), options, logits, &mut scan).to_vec()
+        candidates
+            .collect(Isa::detect(), options, logits, &mut scan)
+            .to_vec()
     }
 
     /// The definition of each filter, by sorting, in double precision: tokens and probabilities, likeliest first.
@@ -216,8 +234,13 @@ mod tests {
             tokens.truncate(options.top_k.max(least));
         }
         let probabilities = |tokens: &[(u32, f64)], temperature: f64| -> Vec<f64> {
-            let largest = tokens.iter().map(|&(_, logit)| logit).fold(f64::MIN, f64::max);
-            let weights = tokens.iter().map(|&(_, logit)| ((logit - largest) / temperature).exp());
+            let largest = tokens
+                .iter()
+                .map(|&(_, logit)| logit)
+                .fold(f64::MIN, f64::max);
+            let weights = tokens
+                .iter()
+                .map(|&(_, logit)| ((logit - largest) / temperature).exp());
             let weights: Vec<f64> = weights.collect();
             let total: f64 = weights.iter().sum();
             weights.into_iter().map(|weight| weight / total).collect()
@@ -232,7 +255,10 @@ mod tests {
         };
         if options.typical_p < 1.0 {
             let p = probabilities(&tokens, 1.0);
-            let entropy: f64 = p.iter().map(|p| if *p > 0.0 { -p * p.ln() } else { 0.0 }).sum();
+            let entropy: f64 = p
+                .iter()
+                .map(|p| if *p > 0.0 { -p * p.ln() } else { 0.0 })
+                .sum();
             let mut order: Vec<usize> = (0..tokens.len()).collect();
             let distance = |&index: &usize| (-p[index].ln() - entropy).abs();
             order.sort_by(|a, b| distance(a).total_cmp(&distance(b)).then(a.cmp(b)));
@@ -247,27 +273,43 @@ mod tests {
         }
         if options.min_p > 0.0 {
             let p = probabilities(&tokens, 1.0);
-            let likely = p.iter().filter(|&&other| other >= p[0] * f64::from(options.min_p));
+            let likely = p
+                .iter()
+                .filter(|&&other| other >= p[0] * f64::from(options.min_p));
             tokens.truncate(likely.count().max(least));
         }
         let p = probabilities(&tokens, f64::from(options.temperature));
-        tokens.into_iter().zip(p).map(|((token, _), p)| (token, p)).collect()
+        tokens
+            .into_iter()
+            .zip(p)
+            .map(|((token, _), p)| (token, p))
+            .collect()
     }
 
     fn options() -> impl Strategy<Value = SamplingOptions> {
         let share = || prop_oneof![Just(1.0_f32), 0.013_f32..0.999];
-        let numbers = (0.1_f32..3.0, share(), share(), prop_oneof![Just(0.0_f32), 0.003_f32..0.9]);
-        (numbers, prop_oneof![Just(0_usize), 1_usize..300], 0_usize..4).prop_map(
-            |((temperature, top_p, typical_p, min_p), top_k, min_keep)| SamplingOptions {
-                temperature,
-                top_k,
-                top_p,
-                typical_p,
-                min_p,
-                min_keep,
-                ..SamplingOptions::default()
-            },
+        let numbers = (
+            0.1_f32..3.0,
+            share(),
+            share(),
+            prop_oneof![Just(0.0_f32), 0.003_f32..0.9],
+        );
+        (
+            numbers,
+            prop_oneof![Just(0_usize), 1_usize..300],
+            0_usize..4,
         )
+            .prop_map(
+                |((temperature, top_p, typical_p, min_p), top_k, min_keep)| SamplingOptions {
+                    temperature,
+                    top_k,
+                    top_p,
+                    typical_p,
+                    min_p,
+                    min_keep,
+                    ..SamplingOptions::default()
+                },
+            )
     }
 
     /// Logits at steps of 1/8, so that equal ones occur, with some forbidden.
@@ -276,8 +318,9 @@ mod tests {
             8 => (-80_i32..80).prop_map(|x| x as f32 / 8.0),
             1 => Just(f32::NEG_INFINITY),
         ];
-        prop::collection::vec(logit, 1..700)
-            .prop_filter("nothing allowed", |logits| logits.iter().any(|x| x.is_finite()))
+        prop::collection::vec(logit, 1..700).prop_filter("nothing allowed", |logits| {
+            logits.iter().any(|x| x.is_finite())
+        })
     }
 
     proptest! {
@@ -318,7 +361,10 @@ mod tests {
             ..SamplingOptions::default()
         };
         let tokens = |options: &SamplingOptions| -> Vec<u32> {
-            kept(options, &logits).iter().map(|candidate| candidate.token).collect()
+            kept(options, &logits)
+                .iter()
+                .map(|candidate| candidate.token)
+                .collect()
         };
         // Entropy 1.142; surprises 0.693, 1.204, 1.897, 2.996.
         options.typical_p = 0.25;

@@ -25,7 +25,8 @@ impl Logprobs {
         if scan.is_damaged || scan.largest == f32::NEG_INFINITY {
             return Err(SampleError::NotFinite);
         }
-        let normaliser = f64::from(scan.largest) + sum_of_exponentials(isa, logits, scan.largest).ln();
+        let normaliser =
+            f64::from(scan.largest) + sum_of_exponentials(isa, logits, scan.largest).ln();
         let mut top = Vec::new();
         scan.for_each_of_top(logits, count, |token, logit| top.push((token, logit)));
         top.sort_unstable_by(|a, b| b.1.total_cmp(&a.1).then(a.0.cmp(&b.0)));
@@ -44,7 +45,9 @@ impl Logprobs {
         let logit = self.logits.get(token as usize).copied();
         Sampled {
             token,
-            logprob: logit.map_or(f32::NAN, |logit| (f64::from(logit) - self.normaliser) as f32),
+            logprob: logit.map_or(f32::NAN, |logit| {
+                (f64::from(logit) - self.normaliser) as f32
+            }),
             top: self.top,
         }
     }
@@ -70,7 +73,9 @@ mod tests {
 
     #[test]
     fn log_probabilities_are_those_of_the_softmax() {
-        let logits: Vec<f32> = (0..3000).map(|i| ((i * 7919) % 2999) as f32 / 200.0).collect();
+        let logits: Vec<f32> = (0..3000)
+            .map(|i| ((i * 7919) % 2999) as f32 / 200.0)
+            .collect();
         let total: f64 = logits.iter().map(|&x| f64::from(x).exp()).sum();
         let exact = |token: u32| (f64::from(logits[token as usize]).exp() / total).ln();
         let logprobs = Logprobs::new(Isa::detect(), &logits, 5).unwrap();
@@ -88,7 +93,10 @@ mod tests {
         let logits = [1.0, f32::NEG_INFINITY, 2.0];
         let sampled = Logprobs::new(Isa::Scalar, &logits, 10).unwrap().sampled(1);
         assert_eq!(sampled.logprob, f32::NEG_INFINITY);
-        assert_eq!(sampled.top.iter().map(|top| top.0).collect::<Vec<_>>(), [2, 0]);
+        assert_eq!(
+            sampled.top.iter().map(|top| top.0).collect::<Vec<_>>(),
+            [2, 0]
+        );
         assert!(Logprobs::new(Isa::Scalar, &[f32::NAN], 1).is_err());
     }
 }

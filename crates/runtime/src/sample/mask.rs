@@ -61,7 +61,10 @@ impl TokenMask {
 
     /// Number of tokens in the set.
     pub fn count(&self) -> usize {
-        self.words.iter().map(|word| word.count_ones() as usize).sum()
+        self.words
+            .iter()
+            .map(|word| word.count_ones() as usize)
+            .sum()
     }
 
     /// Tokens of the vocabulary.

@@ -38,7 +38,9 @@ pub enum SampleError {
         range: &'static str,
     },
     /// A bias is given for a token that does not exist.
-    #[error("logit_bias names token {token}, but the model has {vocabulary} tokens; use an id below that")]
+    #[error(
+        "logit_bias names token {token}, but the model has {vocabulary} tokens; use an id below that"
+    )]
     UnknownToken {
         /// The id.
         token: u32,
@@ -46,7 +48,9 @@ pub enum SampleError {
         vocabulary: usize,
     },
     /// The logits are not numbers.
-    #[error("the model computed a score that is not a finite number; the model file may be damaged, fetch it again")]
+    #[error(
+        "the model computed a score that is not a finite number; the model file may be damaged, fetch it again"
+    )]
     NotFinite,
     /// No token is allowed.
     #[error("no token is allowed here; loosen the constraint or the logit biases")]
@@ -71,7 +75,8 @@ impl PartialEq for Sampled {
     fn eq(&self, other: &Self) -> bool {
         let bits = |sampled: &Sampled| -> Vec<(u32, u32)> {
             let top = sampled.top.iter().map(|&(token, p)| (token, p.to_bits()));
-            top.chain([(sampled.token, sampled.logprob.to_bits())]).collect()
+            top.chain([(sampled.token, sampled.logprob.to_bits())])
+                .collect()
         };
         bits(self) == bits(other)
     }
@@ -110,13 +115,13 @@ impl Sampler {
         self.recent.push(token);
     }
 
-    /// Chooses among `logits` (shape [vocabulary]) one that `mask` allows. The logits are changed.
+    /// Chooses among `logits` (shape `[vocabulary]`) one that `mask` allows. The logits are changed.
     ///
     /// # Errors
     /// When a logit is NaN or infinite, or when nothing is allowed.
     pub fn sample(
         &mut self,
-        logits: &mut Vec<f32>,
+        logits: &mut [f32],
         mask: Option<&TokenMask>,
     ) -> Result<Sampled, SampleError> {
         let logprobs = match self.options.top_logprobs {
@@ -185,7 +190,12 @@ mod tests {
 
     /// Draws often and compares the counts with `expected` probabilities (chi-square, probability 0.0001 of a false
     /// alarm, but the seed is fixed).
-    fn assert_distribution(options: SamplingOptions, logits: &[f32], history: &[u32], expected: &[f64]) {
+    fn assert_distribution(
+        options: SamplingOptions,
+        logits: &[f32],
+        history: &[u32],
+        expected: &[f64],
+    ) {
         let mut sampler = Sampler::new(options).unwrap();
         let mut counts = vec![0_u32; logits.len()];
         history.iter().for_each(|&token| sampler.accept(token));
@@ -243,7 +253,10 @@ mod tests {
     #[test]
     fn draws_follow_the_filters() {
         let keep = |count: usize| -> Vec<f64> {
-            P.iter().enumerate().map(|(i, &p)| if i < count { p } else { 0.0 }).collect()
+            P.iter()
+                .enumerate()
+                .map(|(i, &p)| if i < count { p } else { 0.0 })
+                .collect()
         };
         let mut options = unfiltered(4);
         options.top_k = 4;
@@ -284,7 +297,9 @@ mod tests {
 
     #[test]
     fn the_same_seed_gives_the_same_tokens() {
-        let logits: Vec<f32> = (0..5000).map(|i| ((i * 7919) % 4999) as f32 / 500.0).collect();
+        let logits: Vec<f32> = (0..5000)
+            .map(|i| ((i * 7919) % 4999) as f32 / 500.0)
+            .collect();
         let draw = |seed, isa, top_k| -> Vec<u32> {
             let options = SamplingOptions {
                 seed,
@@ -297,7 +312,9 @@ mod tests {
             };
             let mut sampler = Sampler::new(options).unwrap();
             sampler.isa = isa;
-            (0..8).map(|_| sampler.sample(&mut logits.clone(), None).unwrap().token).collect()
+            (0..8)
+                .map(|_| sampler.sample(&mut logits.clone(), None).unwrap().token)
+                .collect()
         };
         for isa in [Isa::Scalar, Isa::Avx2, Isa::Avx512] {
             if isa.is_available() {
@@ -349,7 +366,7 @@ mod tests {
                 };
                 let mut sampler = Sampler::new(options).unwrap();
                 for damage in [f32::NAN, f32::INFINITY] {
-                    let result = sampler.sample(&mut vec![1.0, damage, 2.0], None);
+                    let result = sampler.sample(&mut [1.0, damage, 2.0], None);
                     assert_eq!(result.unwrap_err(), SampleError::NotFinite);
                 }
                 assert!(sampler.sample(&mut Vec::new(), None).is_err());

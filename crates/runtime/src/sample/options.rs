@@ -93,8 +93,20 @@ impl SamplingOptions {
         let tiny = f32::MIN_POSITIVE;
         number("repeat_penalty", self.repeat_penalty, tiny, MOST, "above 0")?;
         let finite = "a finite number";
-        number("frequency_penalty", self.frequency_penalty, -MOST, MOST, finite)?;
-        number("presence_penalty", self.presence_penalty, -MOST, MOST, finite)?;
+        number(
+            "frequency_penalty",
+            self.frequency_penalty,
+            -MOST,
+            MOST,
+            finite,
+        )?;
+        number(
+            "presence_penalty",
+            self.presence_penalty,
+            -MOST,
+            MOST,
+            finite,
+        )?;
         for &(_, bias) in &self.logit_bias {
             let range = "a finite number or minus infinity";
             number("logit_bias", bias, f32::NEG_INFINITY, MOST, range)?;
@@ -125,7 +137,10 @@ mod tests {
             options.validate().unwrap();
             change(&mut options);
             let message = options.validate().unwrap_err().to_string();
-            assert!(message.contains("must be") && !message.contains('\n'), "{message}");
+            assert!(
+                message.contains("must be") && !message.contains('\n'),
+                "{message}"
+            );
         }
         let mut options = SamplingOptions::greedy();
         options.logit_bias = vec![(1, f32::NEG_INFINITY)];

@@ -457,7 +457,7 @@ mod tests {
     fn strict_merges_name_tokens() {
         let vocabulary = vocabulary(&["a", "b", "ab"]);
         let build = |pairs: &[(&'static str, &'static str)]| {
-            let pairs = pairs.to_vec().into_iter();
+            let pairs = pairs.iter().copied();
             BytePair::strict(&vocabulary, pairs, Alphabet::Text, Missing::Late)
         };
         assert_eq!(

@@ -164,7 +164,7 @@ mod tests {
     fn scan_and_heap_agree() {
         let find = |left: Symbol, right: Symbol| {
             let id = left.id.wrapping_mul(31).wrapping_add(right.id) % 97;
-            (id % 3 != 0).then_some(Merge { order: id % 11, id })
+            (!id.is_multiple_of(3)).then_some(Merge { order: id % 11, id })
         };
         let mut state = 1u32;
         for length in 0..300u32 {

@@ -165,8 +165,7 @@ fn long_runs_take_their_time_in_proportion() {
 fn hostile_vocabularies_are_refused_in_one_sentence() {
     let refused = |writer: &HeaderWriter, limits: &Limits, expected: &str| {
         let error = build_within(writer, limits)
-            .err()
-            .expect(expected)
+            .expect_err(expected)
             .to_string();
         assert!(error.contains(expected) && !error.contains('\n'), "{error}");
     };

@@ -1,10 +1,15 @@
 //! AVX2: 8 rows in the lanes, four columns at a time, products in pairs of 16 bits.
 
+#![allow(
+    clippy::needless_range_loop,
+    reason = "arrays of registers, several of which share an index"
+)]
+
 use std::arch::x86_64::*;
 
 use super::{Group, Sums};
 use crate::activations::WORDS;
-use crate::packed::layout::{Codes, GROUP, SPAN, Scales, Spec, VECTOR, spec};
+use crate::packed::layout::{Codes, GROUP, SPAN, Scales, VECTOR, spec};
 use crate::{Isa, TensorType};
 
 /// Proof that AVX2, FMA and F16C are there.
@@ -91,8 +96,8 @@ unsafe fn tile<const TY: u32, const T: usize>(
                     _ => codes.add(index * spec.code_bytes()),
                 };
                 for (part, acc) in acc.iter_mut().enumerate() {
-                    let weights = unpack(&spec, vectors.add(REGISTER * part));
-                    let scales = block_scales(&spec, span, index, part);
+                    let weights = unpack::<TY>(vectors.add(REGISTER * part));
+                    let scales = block_scales::<TY>(span, index, part);
                     block::<TY, T>(&weights, &scales, input, acc);
                 }
                 input = input.add(WORDS * T);
@@ -150,7 +155,7 @@ unsafe fn tokens<const TY: u32, const T: usize, const N: usize>(
     let spec = const { spec(TensorType::of(TY)) };
     // How many products of pairs fit into 16 bits together.
     let fit = const {
-        let spec = spec_of::<TY>();
+        let spec = crate::packed::layout::spec(TensorType::of(TY));
         let largest = if spec.largest_code == 255 {
             128
         } else {
@@ -240,14 +245,12 @@ unsafe fn tokens<const TY: u32, const T: usize, const N: usize>(
     }
 }
 
-const fn spec_of<const TY: u32>() -> Spec {
-    spec(TensorType::of(TY))
-}
-
 /// The codes of 8 rows of a block: vector `j` has the columns `4 j` to `4 j + 3`. Codes that fill a byte come as signed
 /// numbers, 128 taken away.
-#[inline(always)]
-unsafe fn unpack(spec: &Spec, vectors: *const u8) -> [__m256i; 8] {
+#[target_feature(enable = "avx2,fma,f16c")]
+#[inline]
+unsafe fn unpack<const TY: u32>(vectors: *const u8) -> [__m256i; 8] {
+    let spec = const { spec(TensorType::of(TY)) };
     // SAFETY: the caller has the features and a block's vectors.
     unsafe {
         let load = |vector: usize| _mm256_loadu_si256(vectors.add(VECTOR * vector).cast());
@@ -346,8 +349,10 @@ unsafe fn unpack(spec: &Spec, vectors: *const u8) -> [__m256i; 8] {
 }
 
 /// Scales and minima of rows `8 part` and up in block `index` of a span.
-#[inline(always)]
-unsafe fn block_scales(spec: &Spec, span: *const u8, index: usize, part: usize) -> BlockScales {
+#[target_feature(enable = "avx2,fma,f16c")]
+#[inline]
+unsafe fn block_scales<const TY: u32>(span: *const u8, index: usize, part: usize) -> BlockScales {
+    let spec = const { spec(TensorType::of(TY)) };
     // SAFETY: the caller has the features and a span with such a block.
     unsafe {
         let zero = _mm256_setzero_ps();
@@ -427,7 +432,8 @@ unsafe fn block_scales(spec: &Spec, span: *const u8, index: usize, part: usize) 
 #[repr(align(64))]
 struct Digits([u8; 64 * VECTOR]);
 
-#[inline(always)]
+#[target_feature(enable = "avx2,fma,f16c")]
+#[inline]
 unsafe fn unpack_digits(packed: *const u8, digits: &mut Digits) {
     let out = digits.0.as_mut_ptr();
     // SAFETY: the caller has the features and 13 vectors; `out` has 64.

@@ -1,10 +1,15 @@
 //! AVX-512 with VNNI: 16 rows in the lanes, four columns at a time.
 
+#![allow(
+    clippy::needless_range_loop,
+    reason = "arrays of registers, several of which share an index"
+)]
+
 use std::arch::x86_64::*;
 
 use super::{Group, Sums};
 use crate::activations::WORDS;
-use crate::packed::layout::{Codes, SPAN, Scales, Spec, VECTOR, spec};
+use crate::packed::layout::{Codes, SPAN, Scales, VECTOR, spec};
 use crate::{Isa, TensorType};
 
 /// Proof that AVX-512 F, BW, VL and VNNI are there.
@@ -72,7 +77,7 @@ unsafe fn tile<const TY: u32, const T: usize>(
         left -= count;
         // SAFETY: the span lies in the group.
         unsafe {
-            let header = span_scales(&spec, span);
+            let header = span_scales::<TY>(span);
             if let Codes::Ternary = spec.codes {
                 unpack_digits(span.add(spec.scale_header()), &mut digits);
             }
@@ -88,8 +93,8 @@ unsafe fn tile<const TY: u32, const T: usize>(
                     Codes::Ternary => digits.0.as_ptr().add(index * 8 * VECTOR),
                     _ => codes.add(index * spec.code_bytes()),
                 };
-                let weights = unpack(&spec, vectors);
-                let scales = block_scales(&spec, span, &header, index);
+                let weights = unpack::<TY>(vectors);
+                let scales = block_scales::<TY>(span, &header, index);
                 block::<TY, T>(&weights, &scales, input, &mut acc);
                 input = input.add(WORDS * T);
             }
@@ -140,6 +145,10 @@ unsafe fn block<const TY: u32, const T: usize>(
                 half_factors[0][token] = *scale.add(token) * first as f32;
                 half_factors[1][token] = *scale.add(token) * (total - first) as f32;
             }
+        }
+        if T >= 4 && spec.halves() == 2 {
+            in_memory(&starts);
+            in_memory(&half_factors);
         }
         let factors = input.add(11 * T).cast::<f32>();
         let minimum_factors = match spec.minima() {
@@ -203,27 +212,16 @@ unsafe fn tokens<const TY: u32, const T: usize, const FIRST: usize, const N: usi
                 }
             }
         }
-        if N == 4 {
-            let codes = inputs.codes.add(8 * FIRST);
-            for (step, first) in [0, 4].into_iter().enumerate() {
-                let half = if spec.halves() == 2 { step } else { 0 };
-                let mut four = [
-                    dots[half][0],
-                    dots[half][1 % N],
-                    dots[half][2 % N],
-                    dots[half][3 % N],
-                ];
-                dot_4x4(&mut four, weights, first, codes);
-                for i in 0..N {
-                    dots[half][i] = four[i];
-                }
+        for (step, first) in [0, 4].into_iter().enumerate() {
+            let dots = &mut dots[if spec.halves() == 2 { step } else { 0 }];
+            if let Some(four) = dots.first_chunk_mut::<4>() {
+                dot_4x4(four, weights, first, inputs.codes.add(8 * FIRST));
+                continue;
             }
-        } else {
-            for j in 0..8 {
-                let half = if spec.halves() == 2 { j / 4 } else { 0 };
+            for j in first..first + 4 {
                 for i in 0..N {
                     let a = _mm512_set1_epi32(*inputs.codes.add(8 * (FIRST + i) + j));
-                    dots[half][i] = _mm512_dpbusd_epi32(dots[half][i], weights[j], a);
+                    dots[i] = _mm512_dpbusd_epi32(dots[i], weights[j], a);
                 }
             }
         }
@@ -240,6 +238,16 @@ unsafe fn tokens<const TY: u32, const T: usize, const FIRST: usize, const N: usi
             }
             acc[FIRST + i] = sum;
         }
+    }
+}
+
+/// Makes the compiler compute a value as vectors into memory, from where the kernel broadcasts its elements; it would
+/// take them apart into scalar registers.
+#[inline(always)]
+fn in_memory<V>(value: &V) {
+    // SAFETY: no instructions.
+    unsafe {
+        std::arch::asm!("/* {} */", in(reg) std::ptr::from_ref(value), options(nostack, preserves_flags));
     }
 }
 
@@ -287,8 +295,10 @@ unsafe fn dot_4x4(
 }
 
 /// The codes of a block: vector `j` has the columns `4 j` to `4 j + 3` of each row.
-#[inline(always)]
-unsafe fn unpack(spec: &Spec, vectors: *const u8) -> [__m512i; 8] {
+#[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512vnni")]
+#[inline]
+unsafe fn unpack<const TY: u32>(vectors: *const u8) -> [__m512i; 8] {
+    let spec = const { spec(TensorType::of(TY)) };
     // SAFETY: the caller has the features and a block's vectors.
     unsafe {
         let load = |vector: usize| _mm512_loadu_si512(vectors.add(VECTOR * vector).cast());
@@ -384,8 +394,10 @@ unsafe fn unpack(spec: &Spec, vectors: *const u8) -> [__m512i; 8] {
 }
 
 /// Scale and minimum of a span, where it has them.
-#[inline(always)]
-unsafe fn span_scales(spec: &Spec, span: *const u8) -> [__m512; 2] {
+#[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512vnni")]
+#[inline]
+unsafe fn span_scales<const TY: u32>(span: *const u8) -> [__m512; 2] {
+    let spec = const { spec(TensorType::of(TY)) };
     // SAFETY: the caller has the features and a span.
     unsafe {
         let zero = _mm512_setzero_ps();
@@ -400,13 +412,14 @@ unsafe fn span_scales(spec: &Spec, span: *const u8) -> [__m512; 2] {
 }
 
 /// Scales and minima of block `index` of a span.
-#[inline(always)]
-unsafe fn block_scales(
-    spec: &Spec,
+#[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512vnni")]
+#[inline]
+unsafe fn block_scales<const TY: u32>(
     span: *const u8,
     header: &[__m512; 2],
     index: usize,
 ) -> BlockScales {
+    let spec = const { spec(TensorType::of(TY)) };
     // SAFETY: the caller has the features and a span with such a block.
     unsafe {
         let zero = _mm512_setzero_ps();
@@ -476,7 +489,8 @@ unsafe fn block_scales(
 }
 
 /// 16 half-precision numbers.
-#[inline(always)]
+#[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512vnni")]
+#[inline]
 unsafe fn halves(at: *const u8) -> __m512 {
     // SAFETY: the caller has the features and 32 bytes.
     unsafe { _mm512_cvtph_ps(_mm256_loadu_si256(at.cast())) }
@@ -486,7 +500,8 @@ unsafe fn halves(at: *const u8) -> __m512 {
 #[repr(align(64))]
 struct Digits([u8; 64 * VECTOR]);
 
-#[inline(always)]
+#[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512vnni")]
+#[inline]
 unsafe fn unpack_digits(packed: *const u8, digits: &mut Digits) {
     let out = digits.0.as_mut_ptr();
     // SAFETY: the caller has the features and 13 vectors; `out` has 64.

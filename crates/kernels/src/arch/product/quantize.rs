@@ -36,22 +36,20 @@ fn rows(
     panel: &mut [i32],
     block: impl Fn(&[f32; BLOCK]) -> Quantised,
 ) {
-    let tokens = x.len() / cols;
-    for (index, panel) in panel.chunks_exact_mut(WORDS * width).enumerate() {
-        for token in 0..width {
-            let (codes, scale, sums) = if token < tokens {
-                let (x, _) = x[token * cols + index * BLOCK..]
-                    .split_first_chunk()
-                    .expect("a whole block");
-                block(x)
-            } else {
-                ([0; 8], 0.0, [0; 2])
-            };
+    let mut rows = x.chunks_exact(cols);
+    for token in 0..width {
+        // Row by row: a straight stream, which matters more than where the codes go.
+        let mut blocks = rows.next().map(|row| row.as_chunks::<BLOCK>().0.iter());
+        for panel in panel.chunks_exact_mut(WORDS * width) {
+            let x = blocks.as_mut().and_then(Iterator::next);
+            let (codes, scale, sums) = x.map_or(([0; 8], 0.0, [0; 2]), &block);
             panel[8 * token..8 * token + 8].copy_from_slice(&codes);
-            panel[8 * width + token] = scale.to_bits() as i32;
-            panel[9 * width + token] = sums[0];
-            panel[10 * width + token] = sums[1];
-            panel[11 * width + token] = (scale * sums[0] as f32).to_bits() as i32;
+            let words = &mut panel[8 * width..][..4 * width];
+            words[token] = rounded_to_half(scale).to_bits() as i32;
+            words[width + token] = sums[0];
+            words[2 * width + token] = sums[1];
+            let scaled_sum = rounded_to_half(scale * sums[0] as f32);
+            words[3 * width + token] = scaled_sum.to_bits() as i32;
         }
     }
 }
@@ -74,7 +72,22 @@ fn block(x: &[f32; BLOCK]) -> Quantised {
 #[inline(always)]
 fn scale(largest: u32) -> Option<(f32, f32)> {
     let largest = f32::from_bits(largest);
-    (largest >= SMALLEST && largest < f32::INFINITY).then(|| (largest / 127.0, 127.0 / largest))
+    (SMALLEST..f32::INFINITY)
+        .contains(&largest)
+        .then(|| (largest * (1.0 / 127.0), 127.0 / largest))
+}
+
+/// The nearest half-precision number where that has all its digits, else the number itself. The codes belong to the
+/// unrounded scale. Other engines store scales and scaled sums of activations so; with the same rounding, codes near a
+/// tie fall to the same side in layer after layer.
+#[inline(always)]
+fn rounded_to_half(x: f32) -> f32 {
+    const NORMAL: std::ops::Range<f32> = 6.103_515_6e-5..65_504.0;
+    if !NORMAL.contains(&x.abs()) {
+        return x;
+    }
+    let bits = x.to_bits();
+    f32::from_bits((bits + 0xfff + ((bits >> 13) & 1)) & !0x1fff)
 }
 
 /// The scale of a block of zeros, or of one with a number that is not finite.
@@ -92,9 +105,10 @@ fn not_finite_scale(largest: u32) -> f32 {
 fn rows_avx2(x: &[f32], cols: usize, width: usize, panel: &mut [i32]) {
     use std::arch::x86_64::*;
 
-    #[inline(always)]
+    #[target_feature(enable = "avx2,fma")]
+    #[inline]
     fn block(x: &[f32; BLOCK]) -> Quantised {
-        // SAFETY: only called below, where AVX2 is enabled; loads and stores stay within `x` and local arrays.
+        // SAFETY: loads and stores stay within `x` and local arrays.
         unsafe {
             let v: [__m256; 4] = std::array::from_fn(|i| _mm256_loadu_ps(x.as_ptr().add(8 * i)));
             let sign = _mm256_set1_epi32(i32::MAX);
@@ -109,37 +123,35 @@ fn rows_avx2(x: &[f32], cols: usize, width: usize, panel: &mut [i32]) {
             );
             let most = _mm_max_epu32(most, _mm_shuffle_epi32::<0b01_00_11_10>(most));
             let most = _mm_max_epu32(most, _mm_shuffle_epi32::<0b10_11_00_01>(most));
-            let largest = _mm_cvtsi128_si32(most) as u32;
+            let largest = _mm_cvtss_f32(_mm_castsi128_ps(most)).to_bits();
             let Some((scale, inverse)) = scale(largest) else {
                 return ([0; 8], not_finite_scale(largest), [0; 2]);
             };
             let inverse = _mm256_set1_ps(inverse);
             let codes = v.map(|v| _mm256_cvtps_epi32(_mm256_mul_ps(v, inverse)));
-            let ends = [
-                _mm256_add_epi32(codes[0], codes[1]),
-                _mm256_add_epi32(codes[2], codes[3]),
-            ];
-            let sum = |v: __m256i| {
-                let v = _mm_add_epi32(_mm256_castsi256_si128(v), _mm256_extracti128_si256::<1>(v));
-                let v = _mm_add_epi32(v, _mm_shuffle_epi32::<0b01_00_11_10>(v));
-                let v = _mm_add_epi32(v, _mm_shuffle_epi32::<0b10_11_00_01>(v));
-                -_mm_cvtsi128_si32(v)
-            };
-            let sums = [sum(_mm256_add_epi32(ends[0], ends[1])), sum(ends[0])];
             let words = _mm256_packs_epi16(
                 _mm256_packs_epi32(codes[0], codes[1]),
                 _mm256_packs_epi32(codes[2], codes[3]),
             );
             // The packs work on halves of 128 bits: words 0, 2, 4, 6 of the codes come first.
             let order = _mm256_setr_epi32(0, 4, 1, 5, 2, 6, 3, 7);
+            let codes = _mm256_permutevar8x32_epi32(words, order);
             let mut out = [0; 8];
-            _mm256_storeu_si256(
-                out.as_mut_ptr().cast(),
-                _mm256_permutevar8x32_epi32(words, order),
+            _mm256_storeu_si256(out.as_mut_ptr().cast(), codes);
+            // Sums of eight unsigned bytes each, every byte 128 too large.
+            let unsigned = _mm256_xor_si256(codes, _mm256_set1_epi8(i8::MIN));
+            let eights = _mm256_sad_epu8(unsigned, _mm256_setzero_si256());
+            let (low, high) = (
+                _mm256_castsi256_si128(eights),
+                _mm256_extracti128_si256::<1>(eights),
             );
-            (out, scale, sums)
+            let halves =
+                _mm_add_epi64(_mm_unpacklo_epi64(low, high), _mm_unpackhi_epi64(low, high));
+            let first = 128 * 16 - _mm_cvtsi128_si32(halves);
+            let second = 128 * 16 - _mm_extract_epi32::<2>(halves);
+            (out, scale, [first + second, first])
         }
     }
 
-    rows(x, cols, width, panel, block);
+    rows(x, cols, width, panel, |x| block(x));
 }

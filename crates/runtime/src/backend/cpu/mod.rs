@@ -97,8 +97,12 @@ impl Backend for CpuBackend {
         if let Some(positions) = &spec.position_embedding {
             context = context.min(positions.rows);
         }
-        let weights = Weights::load(file, spec)?;
+        let weights = Weights::load(file, spec, &pool)?;
         let ropes = RopeTables::new(file, spec, context)?;
+        let mut scratch = Scratch::default();
+        for input in [&mut scratch.input, &mut scratch.inner_input] {
+            input.set_codes_only(!weights.has_float_matrices());
+        }
         Ok(Box::new(CpuDecoder {
             device: self.report(pool.threads()),
             engine: Engine {
@@ -113,7 +117,7 @@ impl Backend for CpuBackend {
             kv_type: options.kv_type,
             sequences: BTreeMap::new(),
             next_sequence: 0,
-            scratch: Scratch::default(),
+            scratch,
         }))
     }
 }
@@ -218,9 +222,9 @@ impl Decoder for CpuDecoder {
         for (index, run) in batch.iter().enumerate() {
             let mut start = 0;
             while start < run.tokens.len() {
-                let repeated = chunk
-                    .iter()
-                    .any(|(other, _): &(usize, Range<usize>)| batch[*other].sequence == run.sequence);
+                let repeated = chunk.iter().any(|(other, _): &(usize, Range<usize>)| {
+                    batch[*other].sequence == run.sequence
+                });
                 if rows == self.chunk || repeated {
                     self.forward_chunk(batch, &chunk, scores);
                     chunk.clear();
@@ -273,11 +277,7 @@ impl Decoder for CpuDecoder {
         Ok(state.save(out)?)
     }
 
-    fn restore(
-        &mut self,
-        length: usize,
-        input: &mut dyn Read,
-    ) -> Result<SequenceId, BackendError> {
+    fn restore(&mut self, length: usize, input: &mut dyn Read) -> Result<SequenceId, BackendError> {
         if length > self.context {
             return Err(BackendError::ContextFull {
                 wanted: length,

@@ -5,13 +5,13 @@ use std::ops::Range;
 use std::sync::Arc;
 
 use ondine_kernels::ops::ShortConvolution;
-use ondine_kernels::{PackedMatrix, dequantize};
+use ondine_kernels::{PackedMatrix, TensorType, ThreadPool, dequantize};
 
 use crate::gguf::{ModelFile, ModelFileError, TensorInfo};
 use crate::model::{self, Experts, FeedForward, GatedFeedForward, Linear, Mixer, ModelSpec, Norm};
 
 /// Bytes of a tensor that are packed before their pages are given back.
-const SLAB_BYTES: u64 = 4 << 20;
+const SLAB_BYTES: u64 = 8 << 20;
 
 pub(super) struct Weights {
     pub(super) token_embedding: Arc<PackedMatrix>,
@@ -21,6 +21,7 @@ pub(super) struct Weights {
     pub(super) output_norm: NormWeights,
     pub(super) output: Matrix,
     bytes: u64,
+    has_float_matrices: bool,
 }
 
 /// A packed matrix with its bias, [rows].
@@ -84,8 +85,9 @@ impl Weights {
     pub(super) fn load(
         file: &ModelFile,
         spec: &ModelSpec,
+        pool: &ThreadPool,
     ) -> Result<Self, ModelFileError> {
-        let mut loader = Loader::new(file);
+        let mut loader = Loader::new(file, Some(pool));
         let token_embedding = loader.matrix(&spec.token_embedding)?.packed;
         let output = loader.matrix(&spec.output)?;
         let position_embedding = spec
@@ -108,7 +110,13 @@ impl Weights {
             output_norm,
             output,
             bytes: loader.bytes,
+            has_float_matrices: loader.packed.values().any(|matrix| is_float(matrix)),
         })
+    }
+
+    /// Whether any matrix takes its input as floats.
+    pub(super) fn has_float_matrices(&self) -> bool {
+        self.has_float_matrices
     }
 
     /// Bytes of all matrices.
@@ -171,15 +179,18 @@ impl GatedWeights {
 
 struct Loader<'a> {
     file: &'a ModelFile,
+    /// Threads that pack.
+    pool: Option<&'a ThreadPool>,
     bytes: u64,
     /// Matrices by tensor and first row, so that tied ones are packed once.
     packed: HashMap<(String, usize), Arc<PackedMatrix>>,
 }
 
 impl<'a> Loader<'a> {
-    fn new(file: &'a ModelFile) -> Self {
+    fn new(file: &'a ModelFile, pool: Option<&'a ThreadPool>) -> Self {
         Loader {
             file,
+            pool,
             bytes: 0,
             packed: HashMap::new(),
         }
@@ -301,7 +312,8 @@ impl<'a> Loader<'a> {
         let row_bytes = tensor
             .tensor_type
             .row_bytes(linear.columns)
-            .ok_or_else(|| refuse("has rows of partial blocks".into()))? as u64;
+            .ok_or_else(|| refuse("has rows of partial blocks".into()))?
+            as u64;
         let mut builder = PackedMatrix::builder(tensor.tensor_type, linear.rows, linear.columns)
             .map_err(|error| refuse(error.to_string()))?;
         let rows_per_slab = (SLAB_BYTES / row_bytes.max(1)).max(16) as usize;
@@ -310,8 +322,11 @@ impl<'a> Loader<'a> {
             let rows = rows_per_slab.min(linear.rows - first);
             let start = (linear.first_row + first) as u64 * row_bytes;
             let range = start..start + rows as u64 * row_bytes;
-            self.with_bytes(tensor, range, |raw| builder.push_rows(raw))?
-                .map_err(|error| refuse(error.to_string()))?;
+            self.with_bytes(tensor, range, |raw| match self.pool {
+                Some(pool) => builder.push_rows_parallel(pool, raw),
+                None => builder.push_rows(raw),
+            })?
+            .map_err(|error| refuse(error.to_string()))?;
             first += rows;
         }
         builder.finish().map_err(|error| refuse(error.to_string()))
@@ -324,12 +339,11 @@ impl<'a> Loader<'a> {
             what: what.to_owned(),
         };
         let block = tensor.tensor_type.block_len();
-        if range.start % block != 0 || range.end % block != 0 {
+        if !range.start.is_multiple_of(block) || !range.end.is_multiple_of(block) {
             return Err(refuse("has partial blocks"));
         }
-        let bytes_of = |elements: usize| {
-            (elements / block * tensor.tensor_type.block_bytes()) as u64
-        };
+        let bytes_of =
+            |elements: usize| (elements / block * tensor.tensor_type.block_bytes()) as u64;
         let mut out = vec![0.0; range.len()];
         self.with_bytes(tensor, bytes_of(range.start)..bytes_of(range.end), |raw| {
             dequantize(tensor.tensor_type, raw, &mut out)
@@ -339,10 +353,12 @@ impl<'a> Loader<'a> {
     }
 
     fn tensor(&self, name: &str) -> Result<&TensorInfo, ModelFileError> {
-        self.file.tensor(name).ok_or_else(|| ModelFileError::Tensor {
-            tensor: name.to_owned(),
-            what: "is missing; convert the model again".into(),
-        })
+        self.file
+            .tensor(name)
+            .ok_or_else(|| ModelFileError::Tensor {
+                tensor: name.to_owned(),
+                what: "is missing; convert the model again".into(),
+            })
     }
 
     /// Shows bytes `range` of a tensor to `read`, then gives their pages back.
@@ -377,12 +393,19 @@ impl<'a> Loader<'a> {
     }
 }
 
+fn is_float(matrix: &PackedMatrix) -> bool {
+    matches!(
+        matrix.tensor_type(),
+        TensorType::F32 | TensorType::F16 | TensorType::BF16
+    )
+}
+
 /// Reads a vector tensor as f32, for what is not part of the weights proper.
 pub(super) fn read_vector(
     file: &ModelFile,
     name: &str,
     length: usize,
 ) -> Result<Vec<f32>, ModelFileError> {
-    let loader = Loader::new(file);
+    let loader = Loader::new(file, None);
     loader.vector(loader.tensor(name)?, 0..length)
 }

@@ -8,15 +8,17 @@ use crate::source::Memory;
 
 /// A SentencePiece vocabulary of all bytes and some words.
 fn tokenizer() -> Arc<Tokenizer> {
-    let mut texts: Vec<String> = ["<unk>", "<s>", "</s>", "<|tool|>"].map(String::from).to_vec();
+    let mut texts: Vec<String> = ["<unk>", "<s>", "</s>", "<|tool|>"]
+        .map(String::from)
+        .to_vec();
     let mut kinds = vec![2, 3, 3, 3];
     for byte in 0..=255_u8 {
         texts.push(format!("<0x{byte:02X}>"));
         kinds.push(6);
     }
     for text in [
-        "\"name\"", "{\"", "\":", "▁", "▁▁", "name", "age", "true", "false", "null", "12", "1", "e", "a", "▁a",
-        "\",\"", "\"}", "],", "[[", "né", "ab", "abc", "\n", "Ada", "{}", "5",
+        "\"name\"", "{\"", "\":", "▁", "▁▁", "name", "age", "true", "false", "null", "12", "1",
+        "e", "a", "▁a", "\",\"", "\"}", "],", "[[", "né", "ab", "abc", "\n", "Ada", "{}", "5",
     ] {
         texts.push(text.to_owned());
         kinds.push(1);
@@ -108,15 +110,24 @@ fn what_ends_by_itself_is_valid() {
         if end {
             ended += 1;
             let value: Json = serde_json::from_str(&text).expect(&text);
-            assert!(value["name"].as_str().unwrap().chars().count() <= 8, "{text}");
-            assert!((0..=150).contains(&value["age"].as_i64().unwrap()), "{text}");
+            assert!(
+                value["name"].as_str().unwrap().chars().count() <= 8,
+                "{text}"
+            );
+            assert!(
+                (0..=150).contains(&value["age"].as_i64().unwrap()),
+                "{text}"
+            );
         }
         let (text, end) = fixture.write(&ConstraintSpec::AnyJson, seed, 200);
         if end {
             ended += 1;
             if let Err(error) = serde_json::from_str::<Json>(&text) {
                 // 1e999 is JSON, if no number.
-                assert!(error.to_string().contains("out of range"), "{text}: {error}");
+                assert!(
+                    error.to_string().contains("out of range"),
+                    "{text}: {error}"
+                );
             }
         }
         let (text, end) = fixture.write(&regex, seed, 60);
@@ -129,7 +140,11 @@ fn what_ends_by_itself_is_valid() {
         let (text, end) = fixture.write(&lark, seed, 60);
         if end {
             ended += 1;
-            assert_eq!(text.matches('(').count(), text.matches(')').count(), "{text}");
+            assert_eq!(
+                text.matches('(').count(),
+                text.matches(')').count(),
+                "{text}"
+            );
             assert!(text.contains('1'));
         }
     }
@@ -142,7 +157,10 @@ fn the_end_is_allowed_only_where_the_text_is_complete() {
     let person = ConstraintSpec::JsonSchema(PERSON.into());
     for (text, expected) in [
         (r#"{"name":"Ada","age":36}"#, true),
-        ("{ \"name\": \"Ada\", \"age\": 36, \"tags\": [\"a\", \"b\"] }", true),
+        (
+            "{ \"name\": \"Ada\", \"age\": 36, \"tags\": [\"a\", \"b\"] }",
+            true,
+        ),
         (r#"{"name":"Ada","age":36"#, false),
         (r#"{"name":"Ada"}"#, false),
         (r#"{"name":"Ada","age":151}"#, false),
@@ -153,12 +171,27 @@ fn the_end_is_allowed_only_where_the_text_is_complete() {
     ] {
         assert_eq!(fixture.accepts(&person, text), expected, "{text}");
     }
-    for (text, expected) in [("ab", true), ("abab", true), ("aba", false), ("", false), ("ba", false)] {
+    for (text, expected) in [
+        ("ab", true),
+        ("abab", true),
+        ("aba", false),
+        ("", false),
+        ("ba", false),
+    ] {
         let regex = ConstraintSpec::Regex("(ab)+".into());
         assert_eq!(fixture.accepts(&regex, text), expected, "{text}");
     }
-    for (text, expected) in [("null", true), ("[1, {\"é\": []}]", true), ("[1", false), ("nul", false)] {
-        assert_eq!(fixture.accepts(&ConstraintSpec::AnyJson, text), expected, "{text}");
+    for (text, expected) in [
+        ("null", true),
+        ("[1, {\"é\": []}]", true),
+        ("[1", false),
+        ("nul", false),
+    ] {
+        assert_eq!(
+            fixture.accepts(&ConstraintSpec::AnyJson, text),
+            expected,
+            "{text}"
+        );
     }
 }
 
@@ -206,7 +239,9 @@ fn hostile_sources_are_bounded() {
         json(r##"{"allOf": [{"$ref": "#"}, {"$ref": "#"}]}"##),
         json(r#"{"type": "string", "pattern": "(a*)*b{1,1000}{1,1000}{1,1000}"}"#),
         json(r#"{"type": "string", "minLength": 1000000000}"#),
-        json(r#"{"type": "array", "minItems": 1000000000, "items": {"type": "array", "minItems": 1000000000}}"#),
+        json(
+            r#"{"type": "array", "minItems": 1000000000, "items": {"type": "array", "minItems": 1000000000}}"#,
+        ),
         json(&deep_json),
         json(&" ".repeat(MAX_SOURCE + 1)),
         regex("("),
