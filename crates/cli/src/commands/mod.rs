@@ -17,8 +17,14 @@ mod logits;
 mod man;
 mod models;
 mod perplexity;
+#[cfg(feature = "hybrid")]
+mod policy;
 #[cfg(feature = "pull")]
 mod pull;
+#[cfg(feature = "hybrid")]
+mod redact;
+#[cfg(feature = "hybrid")]
+mod route;
 mod run;
 mod tokenize;
 
@@ -46,6 +52,15 @@ pub enum Command {
     Bench(bench::Args),
     /// Show what a model is
     Inspect(inspect::Args),
+    /// Find personal data and secrets in a text, and replace them
+    #[cfg(feature = "hybrid")]
+    Redact(redact::Args),
+    /// Check a policy, or start from one
+    #[cfg(feature = "hybrid")]
+    Policy(policy::Args),
+    /// Say where a prompt would be answered, and why
+    #[cfg(feature = "hybrid")]
+    Route(route::Args),
     /// Print a completion script for a shell
     #[cfg(feature = "completions")]
     Completions(completions::Args),
@@ -71,6 +86,12 @@ pub fn run(command: Command, output: &mut Output) -> Result<(), CliError> {
         Command::Perplexity(args) => perplexity::run(&args, output),
         Command::Bench(args) => bench::run(&args, output),
         Command::Inspect(args) => inspect::run(&args, output),
+        #[cfg(feature = "hybrid")]
+        Command::Redact(args) => redact::run(&args, output),
+        #[cfg(feature = "hybrid")]
+        Command::Policy(args) => policy::run(&args, output),
+        #[cfg(feature = "hybrid")]
+        Command::Route(args) => route::run(&args, output),
         #[cfg(feature = "completions")]
         Command::Completions(args) => completions::run(&args, output),
         #[cfg(feature = "completions")]
