@@ -10,6 +10,7 @@
 //! | [`path`] | a relative path that is safe to join to any directory |
 //! | [`bundle`] | the manifest (canonical JSON) and the directory it describes |
 //! | [`signature`] | OpenSSF Model Signing: sign and verify a directory |
+//! | [`seal`] | encryption at rest, read at any offset |
 //!
 //! Nothing here knows machine learning: a model is files with names and sizes. Every size that comes from outside is
 //! bounded by [`Limits`] before memory is taken for it.
@@ -19,6 +20,7 @@ pub mod bundle;
 pub mod digest;
 mod limits;
 pub mod path;
+pub mod seal;
 pub mod signature;
 pub mod source;
 
