@@ -11,12 +11,14 @@
 //! | [`bundle`] | the manifest (canonical JSON) and the directory it describes |
 //! | [`signature`] | OpenSSF Model Signing: sign and verify a directory |
 //! | [`seal`] | encryption at rest, read at any offset |
+//! | [`delta`] | from one version to the next |
 //!
 //! Nothing here knows machine learning: a model is files with names and sizes. Every size that comes from outside is
 //! bounded by [`Limits`] before memory is taken for it.
 #![forbid(unsafe_code)]
 
 pub mod bundle;
+pub mod delta;
 pub mod digest;
 mod limits;
 pub mod path;
