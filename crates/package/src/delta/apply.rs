@@ -40,8 +40,11 @@ const HEAD_BYTES: u64 = 1 << 20;
 pub fn apply(old: &Path, delta: &Path, out: &Path, limits: &Limits) -> Result<Applied, DeltaError> {
     let delta_source = FileSource::open(delta).map_err(file_error(delta))?;
     let mut start = vec![0; delta_source.len().min(HEAD_BYTES) as usize];
-    delta_source.read_at(0, &mut start).map_err(file_error(delta))?;
-    let (head, used) = Head::parse(&start, delta_source.len()).ok_or_else(|| DeltaError::NotADelta(delta.display().to_string()))?;
+    delta_source
+        .read_at(0, &mut start)
+        .map_err(file_error(delta))?;
+    let (head, used) = Head::parse(&start, delta_source.len())
+        .ok_or_else(|| DeltaError::NotADelta(delta.display().to_string()))?;
     if head.result_length > limits.file_bytes {
         return Err(DeltaError::TooLarge(head.result_length, limits.file_bytes));
     }
@@ -51,28 +54,49 @@ pub fn apply(old: &Path, delta: &Path, out: &Path, limits: &Limits) -> Result<Ap
         return Err(other_base());
     }
     let digest = |path: &Path| {
-        hash_file(path, Algorithms::Blake3).map_err(|error| DeltaError::File { path: error.path, source: error.source })
+        hash_file(path, Algorithms::Blake3).map_err(|error| DeltaError::File {
+            path: error.path,
+            source: error.source,
+        })
     };
     if Head::base_of(digest(old)?.blake3) != head.base {
         return Err(other_base());
     }
 
     let part = Part::open(out, &head)?;
-    let job = Job { head: &head, delta, first_stream: used, old: &old_source, old_path: old, part: &part, limits };
-    let done = if head.tensors { job.tensors() } else { job.bytes() };
+    let job = Job {
+        head: &head,
+        delta,
+        first_stream: used,
+        old: &old_source,
+        old_path: old,
+        part: &part,
+        limits,
+    };
+    let done = if head.tensors {
+        job.tensors()
+    } else {
+        job.bytes()
+    };
     let finished = done.and_then(|()| {
         part.file.sync_all().map_err(file_error(&part.path))?;
         let found = digest(&part.path)?;
         match found.blake3 == head.result && found.size == head.result_length {
             true => Ok(()),
-            false => Err(DeltaError::Damaged("the result is not what it promises".into())),
+            false => Err(DeltaError::Damaged(
+                "the result is not what it promises".into(),
+            )),
         }
     });
     match finished {
         Ok(()) => {
             fs::rename(&part.path, out).map_err(file_error(out))?;
             let _ = fs::remove_file(&part.journal);
-            Ok(Applied { size: head.result_length, result: head.result, resumed: part.finished.len() })
+            Ok(Applied {
+                size: head.result_length,
+                result: head.result,
+                resumed: part.finished.len(),
+            })
         }
         Err(error) => {
             // Damage is not cured by trying again; an interruption is.
@@ -103,7 +127,11 @@ impl Part {
         };
         let (path, journal) = (named(".part"), named(".part.journal"));
         // The first line names the delta; each further line is a finished stream.
-        let title = format!("{} {}\n", head.result.to_hex(), Digest::blake3(&head.write()).to_hex());
+        let title = format!(
+            "{} {}\n",
+            head.result.to_hex(),
+            Digest::blake3(&head.write()).to_hex()
+        );
         let before = fs::read_to_string(&journal).unwrap_or_default();
         let finished: Vec<usize> = match before.strip_prefix(&title) {
             Some(lines) if path.exists() => lines
@@ -113,13 +141,32 @@ impl Part {
             _ => Vec::new(),
         };
         let fresh = finished.is_empty();
-        let file = OpenOptions::new().read(true).write(true).create(true).truncate(fresh).open(&path).map_err(file_error(&path))?;
-        file.set_len(head.result_length).map_err(file_error(&path))?;
-        let mut log = OpenOptions::new().create(true).append(true).open(&journal).map_err(file_error(&journal))?;
+        let file = OpenOptions::new()
+            .read(true)
+            .write(true)
+            .create(true)
+            .truncate(fresh)
+            .open(&path)
+            .map_err(file_error(&path))?;
+        file.set_len(head.result_length)
+            .map_err(file_error(&path))?;
+        let mut log = OpenOptions::new()
+            .create(true)
+            .append(true)
+            .open(&journal)
+            .map_err(file_error(&journal))?;
         if fresh {
-            log.set_len(0).and_then(|()| log.write_all(title.as_bytes())).map_err(file_error(&journal))?;
+            log.set_len(0)
+                .and_then(|()| log.write_all(title.as_bytes()))
+                .map_err(file_error(&journal))?;
         }
-        Ok(Part { path, journal, file, finished, log: Mutex::new(log) })
+        Ok(Part {
+            path,
+            journal,
+            file,
+            finished,
+            log: Mutex::new(log),
+        })
     }
 
     fn write(&self, offset: u64, bytes: &[u8]) -> io::Result<()> {
@@ -128,7 +175,10 @@ impl Part {
 
     fn finish_stream(&self, index: usize) -> io::Result<()> {
         self.file.sync_data()?;
-        let mut log = self.log.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
+        let mut log = self
+            .log
+            .lock()
+            .unwrap_or_else(|poisoned| poisoned.into_inner());
         log.write_all(format!("{index}\n").as_bytes())?;
         log.sync_data()
     }
@@ -148,16 +198,25 @@ impl Job<'_> {
     fn stream(&self, index: usize) -> Result<Decoder<impl Read>, DeltaError> {
         let before: u64 = self.head.streams[..index].iter().sum();
         let mut file = File::open(self.delta).map_err(file_error(self.delta))?;
-        file.seek(SeekFrom::Start(self.first_stream + before)).map_err(file_error(self.delta))?;
+        file.seek(SeekFrom::Start(self.first_stream + before))
+            .map_err(file_error(self.delta))?;
         Ok(Decoder::new(file.take(self.head.streams[index])))
     }
 
     fn bytes(&self) -> Result<(), DeltaError> {
-        let mut place = Files { old: self.old, new: self.part, written: 0, waiting: Vec::new() };
+        let mut place = Files {
+            old: self.old,
+            new: self.part,
+            written: 0,
+            waiting: Vec::new(),
+        };
         let mut coder = self.stream(0)?;
-        general::decode(&mut coder, &mut place, self.head.result_length).map_err(file_error(self.old_path))?;
+        general::decode(&mut coder, &mut place, self.head.result_length)
+            .map_err(file_error(self.old_path))?;
         place.flush().map_err(file_error(&self.part.path))?;
-        coder.error().map_or(Ok(()), |error| Err(file_error(self.delta)(error)))
+        coder
+            .error()
+            .map_or(Ok(()), |error| Err(file_error(self.delta)(error)))
     }
 
     fn tensors(&self) -> Result<(), DeltaError> {
@@ -169,8 +228,12 @@ impl Job<'_> {
         let header = self.header(&mut coder, &old_header)?;
         drop(old_header);
         let layout = FileLayout::parse(&header, self.head.result_length, self.limits);
-        let layout = layout.filter(|layout| layout.header == header.len() as u64).ok_or_else(|| damaged("the header makes no sense"))?;
-        self.part.write(0, &header).map_err(file_error(&self.part.path))?;
+        let layout = layout
+            .filter(|layout| layout.header == header.len() as u64)
+            .ok_or_else(|| damaged("the header makes no sense"))?;
+        self.part
+            .write(0, &header)
+            .map_err(file_error(&self.part.path))?;
         drop(header);
 
         let mut plan = Plan::new(&old_layout);
@@ -179,10 +242,20 @@ impl Job<'_> {
         for tensor in &layout.tensors {
             self.gap(&mut coder, &mut plan, end, tensor.offset)?;
             end = tensor.offset + tensor.size;
-            let nothing = Origin { old: None, same: false, hint: false };
-            let origin = plan.origin(&mut coder, tensor, nothing).ok_or_else(|| damaged("a tensor's origin makes no sense"))?;
+            let nothing = Origin {
+                old: None,
+                same: false,
+                hint: false,
+            };
+            let origin = plan
+                .origin(&mut coder, tensor, nothing)
+                .ok_or_else(|| damaged("a tensor's origin makes no sense"))?;
             let change = Change::new(tensor, &old_layout, origin);
-            if origin.same { copies.push(change) } else { changes.push(change) }
+            if origin.same {
+                copies.push(change)
+            } else {
+                changes.push(change)
+            }
         }
         self.gap(&mut coder, &mut plan, end, self.head.result_length)?;
         if let Some(error) = coder.error() {
@@ -195,24 +268,39 @@ impl Job<'_> {
         self.run(&copies, &streams)
     }
 
-    fn header(&self, coder: &mut Decoder<impl Read>, old_header: &[u8]) -> Result<Vec<u8>, DeltaError> {
+    fn header(
+        &self,
+        coder: &mut Decoder<impl Read>,
+        old_header: &[u8],
+    ) -> Result<Vec<u8>, DeltaError> {
         let length = super::diff::code_length(coder, 0);
         if length > self.limits.model_header_bytes || length > self.head.result_length {
             return Err(DeltaError::TooLarge(length, self.limits.model_header_bytes));
         }
-        let mut place = Memory { old: old_header, new: Vec::new() };
+        let mut place = Memory {
+            old: old_header,
+            new: Vec::new(),
+        };
         general::decode(coder, &mut place, length).map_err(file_error(self.old_path))?;
         Ok(place.new)
     }
 
-    fn gap(&self, coder: &mut Decoder<impl Read>, plan: &mut Plan<'_>, from: u64, to: u64) -> Result<(), DeltaError> {
+    fn gap(
+        &self,
+        coder: &mut Decoder<impl Read>,
+        plan: &mut Plan<'_>,
+        from: u64,
+        to: u64,
+    ) -> Result<(), DeltaError> {
         let mut bytes = vec![0; ((to - from) as usize).min(GAP_BYTES)];
         let mut at = from;
         while at < to {
             let bytes = &mut bytes[..(to - at).min(GAP_BYTES as u64) as usize];
             bytes.fill(0);
             plan.gap(coder, bytes);
-            self.part.write(at, bytes).map_err(file_error(&self.part.path))?;
+            self.part
+                .write(at, bytes)
+                .map_err(file_error(&self.part.path))?;
             at += bytes.len() as u64;
         }
         Ok(())
@@ -221,7 +309,10 @@ impl Job<'_> {
     fn run(&self, copies: &[Change], streams: &[Vec<Change>]) -> Result<(), DeltaError> {
         let next = AtomicUsize::new(0);
         let jobs = streams.len() + 1;
-        let threads = thread::available_parallelism().map_or(1, usize::from).min(jobs).min(MOST_THREADS);
+        let threads = thread::available_parallelism()
+            .map_or(1, usize::from)
+            .min(jobs)
+            .min(MOST_THREADS);
         let worker = || -> Result<(), DeltaError> {
             loop {
                 let index = next.fetch_add(1, Ordering::Relaxed);
@@ -231,7 +322,9 @@ impl Job<'_> {
                     _ if self.part.finished.contains(&index) => {}
                     _ => {
                         self.decode_stream(index + 1, &streams[index])?;
-                        self.part.finish_stream(index).map_err(file_error(&self.part.path))?;
+                        self.part
+                            .finish_stream(index)
+                            .map_err(file_error(&self.part.path))?;
                     }
                 }
             }
@@ -253,8 +346,12 @@ impl Job<'_> {
             let mut at = 0;
             while at < copy.size {
                 let bytes = &mut buffer[..(copy.size - at).min(COPY_BYTES as u64) as usize];
-                self.old.read_at(from + at, bytes).map_err(file_error(self.old_path))?;
-                self.part.write(copy.new_offset + at, bytes).map_err(file_error(&self.part.path))?;
+                self.old
+                    .read_at(from + at, bytes)
+                    .map_err(file_error(self.old_path))?;
+                self.part
+                    .write(copy.new_offset + at, bytes)
+                    .map_err(file_error(&self.part.path))?;
                 at += bytes.len() as u64;
             }
         }
@@ -270,11 +367,19 @@ impl Job<'_> {
                     &mut coder,
                     change,
                     &mut |offset, window| self.old.read_at(offset, window),
-                    &mut |offset, window, coded| if coded { self.part.write(offset, window) } else { Ok(()) },
+                    &mut |offset, window, coded| {
+                        if coded {
+                            self.part.write(offset, window)
+                        } else {
+                            Ok(())
+                        }
+                    },
                 )
                 .map_err(file_error(&self.part.path))?;
         }
-        coder.error().map_or(Ok(()), |error| Err(file_error(self.delta)(error)))
+        coder
+            .error()
+            .map_or(Ok(()), |error| Err(file_error(self.delta)(error)))
     }
 }
 
@@ -309,7 +414,11 @@ impl Workplace for Files<'_> {
 
     fn push(&mut self, byte: u8) -> io::Result<()> {
         self.waiting.push(byte);
-        if self.waiting.len() >= COPY_BYTES { self.flush() } else { Ok(()) }
+        if self.waiting.len() >= COPY_BYTES {
+            self.flush()
+        } else {
+            Ok(())
+        }
     }
 
     fn copy_old(&mut self, from: u64, length: u64) -> io::Result<()> {

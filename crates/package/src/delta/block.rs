@@ -30,7 +30,11 @@ pub(super) struct Block {
 
 impl Default for Block {
     fn default() -> Self {
-        Block { halves: [0; 2], subs: [0; 32], codes: [0; 256] }
+        Block {
+            halves: [0; 2],
+            subs: [0; 32],
+            codes: [0; 256],
+        }
     }
 }
 
@@ -154,7 +158,11 @@ impl Layout {
             Layout::Q3K => {
                 block.halves[0] = half(108);
                 for i in 0..16 {
-                    let low = if i < 8 { bytes[96 + i] & 15 } else { bytes[96 + i - 8] >> 4 };
+                    let low = if i < 8 {
+                        bytes[96 + i] & 15
+                    } else {
+                        bytes[96 + i - 8] >> 4
+                    };
                     block.subs[i] = low | (bytes[104 + i % 4] >> (2 * (i / 4)) & 3) << 4;
                 }
             }
@@ -217,7 +225,8 @@ impl Layout {
                     let (half, within) = (i / 128, i % 128);
                     let byte = bytes[half * 64 + within % 64];
                     let low = if within < 64 { byte & 15 } else { byte >> 4 };
-                    codes[i] = low | (bytes[128 + half * 32 + within % 32] >> (2 * (within / 32)) & 3) << 4;
+                    codes[i] = low
+                        | (bytes[128 + half * 32 + within % 32] >> (2 * (within / 32)) & 3) << 4;
                 }
             }
         }
@@ -254,7 +263,9 @@ impl Layout {
             Layout::Q8_0 => (0..32).for_each(|i| bytes[2 + i] = codes[i] ^ 0x80),
             Layout::Q2K => {
                 (0..16).for_each(|i| bytes[i] = block.subs[i] | block.subs[16 + i] << 4);
-                (0..256).for_each(|i| bytes[16 + i / 128 * 32 + i % 32] |= codes[i] << (2 * (i % 128 / 32)));
+                (0..256).for_each(|i| {
+                    bytes[16 + i / 128 * 32 + i % 32] |= codes[i] << (2 * (i % 128 / 32))
+                });
             }
             Layout::Q3K => {
                 for i in 0..16 {
@@ -295,7 +306,10 @@ impl Layout {
     }
 
     fn is_k(self) -> bool {
-        matches!(self, Layout::Q2K | Layout::Q3K | Layout::Q4K | Layout::Q5K | Layout::Q6K)
+        matches!(
+            self,
+            Layout::Q2K | Layout::Q3K | Layout::Q4K | Layout::Q5K | Layout::Q6K
+        )
     }
 }
 
@@ -310,7 +324,11 @@ fn nibbles(bytes: &[u8], codes: &mut [u8; 256]) {
 /// Value of a half-precision number, exactly.
 #[inline]
 pub(super) fn half_to_float(bits: u16) -> f32 {
-    let (sign, exponent, fraction) = (u32::from(bits >> 15) << 31, u32::from(bits >> 10 & 31), u32::from(bits & 1023));
+    let (sign, exponent, fraction) = (
+        u32::from(bits >> 15) << 31,
+        u32::from(bits >> 10 & 31),
+        u32::from(bits & 1023),
+    );
     match exponent {
         0 => {
             let size = fraction as f32 * (1.0 / 16_777_216.0);
@@ -349,7 +367,11 @@ pub(super) fn half_order(bits: u16) -> i32 {
 /// See [`half_order`]; what is out of range wraps, which only damaged input does.
 #[inline]
 pub(super) fn half_from_order(order: i32) -> u16 {
-    if order >= 0 { order as u16 & 0x7fff } else { (-1 - order) as u16 | 0x8000 }
+    if order >= 0 {
+        order as u16 & 0x7fff
+    } else {
+        (-1 - order) as u16 | 0x8000
+    }
 }
 
 #[cfg(test)]
@@ -358,7 +380,16 @@ mod tests {
     use proptest::prelude::*;
 
     const ALL: [Layout; 10] = [
-        Layout::Q4_0, Layout::Q4_1, Layout::Q5_0, Layout::Q5_1, Layout::Q8_0, Layout::Q2K, Layout::Q3K, Layout::Q4K, Layout::Q5K, Layout::Q6K,
+        Layout::Q4_0,
+        Layout::Q4_1,
+        Layout::Q5_0,
+        Layout::Q5_1,
+        Layout::Q8_0,
+        Layout::Q2K,
+        Layout::Q3K,
+        Layout::Q4K,
+        Layout::Q5K,
+        Layout::Q6K,
     ];
 
     proptest! {

@@ -24,7 +24,11 @@ pub(super) struct Encoder {
 
 impl Encoder {
     pub fn new() -> Self {
-        Encoder { low: 0, range: u64::MAX, out: Vec::new() }
+        Encoder {
+            low: 0,
+            range: u64::MAX,
+            out: Vec::new(),
+        }
     }
 
     /// The shortest bytes that decode to what was coded; the decoder reads zeros after them.
@@ -38,7 +42,8 @@ impl Encoder {
                 if carry && rounded < self.low {
                     self.carry();
                 }
-                self.out.extend_from_slice(&rounded.to_be_bytes()[..kept as usize / 8]);
+                self.out
+                    .extend_from_slice(&rounded.to_be_bytes()[..kept as usize / 8]);
                 break;
             }
         }
@@ -75,7 +80,8 @@ impl Coder for Encoder {
             }
         }
         if self.range < 1 << 32 {
-            self.out.extend_from_slice(&((self.low >> 32) as u32).to_be_bytes());
+            self.out
+                .extend_from_slice(&((self.low >> 32) as u32).to_be_bytes());
             self.low <<= 32;
             self.range <<= 32;
         }
@@ -96,7 +102,14 @@ pub(super) struct Decoder<R> {
 
 impl<R: Read> Decoder<R> {
     pub fn new(input: R) -> Self {
-        let mut decoder = Decoder { code: 0, range: u64::MAX, input, buffer: Vec::new(), at: 0, failed: None };
+        let mut decoder = Decoder {
+            code: 0,
+            range: u64::MAX,
+            input,
+            buffer: Vec::new(),
+            at: 0,
+            failed: None,
+        };
         decoder.code = u64::from(decoder.word()) << 32 | u64::from(decoder.word());
         decoder
     }
@@ -108,7 +121,11 @@ impl<R: Read> Decoder<R> {
 
     #[inline]
     fn word(&mut self) -> u32 {
-        if let Some(&word) = self.buffer.get(self.at..).and_then(|rest| rest.first_chunk::<4>()) {
+        if let Some(&word) = self
+            .buffer
+            .get(self.at..)
+            .and_then(|rest| rest.first_chunk::<4>())
+        {
             self.at += 4;
             return u32::from_be_bytes(word);
         }
@@ -127,7 +144,12 @@ impl<R: Read> Decoder<R> {
         }
         self.buffer = next;
         self.at = 4;
-        u32::from_be_bytes([self.buffer[0], self.buffer[1], self.buffer[2], self.buffer[3]])
+        u32::from_be_bytes([
+            self.buffer[0],
+            self.buffer[1],
+            self.buffer[2],
+            self.buffer[3],
+        ])
     }
 }
 
@@ -158,7 +180,8 @@ impl<R: Read> Coder for Decoder<R> {
 pub(super) struct Bit(u32);
 
 /// 65536 / (n + 1.5).
-static RECIPROCALS: LazyLock<[u32; 1024]> = LazyLock::new(|| std::array::from_fn(|n| (131_072 / (2 * n + 3)) as u32));
+static RECIPROCALS: LazyLock<[u32; 1024]> =
+    LazyLock::new(|| std::array::from_fn(|n| (131_072 / (2 * n + 3)) as u32));
 
 impl Default for Bit {
     fn default() -> Self {
@@ -178,7 +201,8 @@ impl Bit {
     pub fn update(&mut self, bit: bool, slowest: u32) {
         let (count, p) = (self.0 & 1023, self.0 >> 10);
         let target = if bit { (1 << 22) - 1 } else { 0 };
-        let step = ((i64::from(target) - i64::from(p)) * i64::from(RECIPROCALS[count as usize])) >> 16;
+        let step =
+            ((i64::from(target) - i64::from(p)) * i64::from(RECIPROCALS[count as usize])) >> 16;
         let p = (i64::from(p) + step) as u32;
         self.0 = p << 10 | (count + u32::from(count < slowest));
     }
@@ -207,7 +231,13 @@ impl<const N: usize> Default for Mixer<N> {
 impl<const N: usize> Mixer<N> {
     /// Codes `bit` with the mix of `inputs`, then teaches the inputs and the weights.
     #[inline]
-    pub fn code<C: Coder>(&mut self, coder: &mut C, inputs: [&mut Bit; N], slowest: u32, bit: bool) -> bool {
+    pub fn code<C: Coder>(
+        &mut self,
+        coder: &mut C,
+        inputs: [&mut Bit; N],
+        slowest: u32,
+        bit: bool,
+    ) -> bool {
         let tables = &*TABLES;
         let mut stretched = [0; N];
         let mut dot = 0_i64;
@@ -276,13 +306,26 @@ struct NumberContext {
 
 impl Numbers {
     pub fn new(contexts: usize, sign_contexts: usize) -> Self {
-        let context = NumberContext { zero: Bit::default(), length: [Bit::default(); 33], leading: [[Bit::default(); 4]; 33] };
-        Numbers { contexts: vec![context; contexts], signs: vec![Bit::default(); sign_contexts.max(1)] }
+        let context = NumberContext {
+            zero: Bit::default(),
+            length: [Bit::default(); 33],
+            leading: [[Bit::default(); 4]; 33],
+        };
+        Numbers {
+            contexts: vec![context; contexts],
+            signs: vec![Bit::default(); sign_contexts.max(1)],
+        }
     }
 
     /// Codes a signed number of less than 32 bits.
     #[inline]
-    pub fn signed<C: Coder>(&mut self, coder: &mut C, context: usize, sign_context: usize, value: i64) -> i64 {
+    pub fn signed<C: Coder>(
+        &mut self,
+        coder: &mut C,
+        context: usize,
+        sign_context: usize,
+        value: i64,
+    ) -> i64 {
         if self.contexts[context].zero.code(coder, value == 0) {
             return 0;
         }
@@ -315,6 +358,80 @@ impl Numbers {
             found = found << 1 | u64::from(bit);
         }
         found
+    }
+}
+
+/// Codes signed numbers whose size several contexts give a hint of: like [`Numbers`], with each decision mixed.
+pub(super) struct MixedNumbers<const N: usize> {
+    /// By input and context: zero, then the length in bits.
+    sizes: [Vec<[Bit; SIZES]>; N],
+    mixers: [Mixer<N>; SIZES],
+    signs: Vec<Bit>,
+    /// By length and context of the first input.
+    leading: Vec<[[Bit; 8]; SIZES]>,
+}
+
+const SIZES: usize = 20;
+
+impl<const N: usize> MixedNumbers<N> {
+    pub fn new(contexts: usize, sign_contexts: usize) -> Self {
+        MixedNumbers {
+            sizes: std::array::from_fn(|_| vec![[Bit::default(); SIZES]; contexts]),
+            mixers: [Mixer::default(); SIZES],
+            signs: vec![Bit::default(); sign_contexts],
+            leading: vec![[[Bit::default(); 8]; SIZES]; contexts],
+        }
+    }
+
+    /// Codes a number of less than 19 bits.
+    #[inline]
+    pub fn signed<C: Coder>(
+        &mut self,
+        coder: &mut C,
+        contexts: [usize; N],
+        sign_context: usize,
+        value: i32,
+    ) -> i32 {
+        if self.decide(coder, contexts, 0, value == 0) {
+            return 0;
+        }
+        let negative = self.signs[sign_context].code(coder, value < 0);
+        let size = value.unsigned_abs();
+        let bits = 31 - (size | 1).leading_zeros() as usize;
+        let mut length = 0;
+        while length + 2 < SIZES && self.decide(coder, contexts, length + 1, length < bits) {
+            length += 1;
+        }
+        let mut found = 1_u32;
+        for at in (0..length).rev() {
+            let bit = size >> at & 1 == 1;
+            let bit = match length - 1 - at {
+                0..=2 => self.leading[contexts[0]][length][found as usize & 7].code(coder, bit),
+                _ => coder.bit(1 << 15, bit),
+            };
+            found = found << 1 | u32::from(bit);
+        }
+        if negative {
+            -(found as i32)
+        } else {
+            found as i32
+        }
+    }
+
+    #[inline]
+    fn decide<C: Coder>(
+        &mut self,
+        coder: &mut C,
+        contexts: [usize; N],
+        which: usize,
+        bit: bool,
+    ) -> bool {
+        let mut at = 0;
+        let inputs = self.sizes.each_mut().map(|sizes| {
+            at += 1;
+            &mut sizes[contexts[at - 1]][which]
+        });
+        self.mixers[which].code(coder, inputs, 1000, bit)
     }
 }
 

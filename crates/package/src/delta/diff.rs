@@ -38,21 +38,38 @@ pub struct Made {
 /// [`DeltaError::File`] when a file cannot be read or written.
 pub fn diff(old: &Path, new: &Path, out: &Path, limits: &Limits) -> Result<Made, DeltaError> {
     let digest = |path: &Path| {
-        hash_file(path, Algorithms::Blake3).map_err(|error| DeltaError::File { path: error.path, source: error.source })
+        hash_file(path, Algorithms::Blake3).map_err(|error| DeltaError::File {
+            path: error.path,
+            source: error.source,
+        })
     };
     let (old_digest, new_digest) = (digest(old)?, digest(new)?);
     let old_source = FileSource::open(old).map_err(file_error(old))?;
     let new_source = FileSource::open(new).map_err(file_error(new))?;
     let old_layout = FileLayout::read(&old_source, limits).map_err(file_error(old))?;
     let new_layout = FileLayout::read(&new_source, limits).map_err(file_error(new))?;
-    let mut made = Made { size: 0, result_size: new_digest.size, result: new_digest.blake3, same_tensors: 0, changed_tensors: 0 };
+    let mut made = Made {
+        size: 0,
+        result_size: new_digest.size,
+        result: new_digest.blake3,
+        same_tensors: 0,
+        changed_tensors: 0,
+    };
     let (tensors, streams) = match (old_layout, new_layout) {
         (Some(old_layout), Some(new_layout)) => {
-            let pair = Pair { old: &old_source, new: &new_source, old_layout: &old_layout, new_layout: &new_layout };
+            let pair = Pair {
+                old: &old_source,
+                new: &new_source,
+                old_layout: &old_layout,
+                new_layout: &new_layout,
+            };
             (true, pair.encode(&mut made).map_err(file_error(new))?)
         }
         _ => {
-            let (old, new) = (whole(&old_source).map_err(file_error(old))?, whole(&new_source).map_err(file_error(new))?);
+            let (old, new) = (
+                whole(&old_source).map_err(file_error(old))?,
+                whole(&new_source).map_err(file_error(new))?,
+            );
             let mut coder = Encoder::new();
             general::encode(&mut coder, &old, &new);
             (false, vec![coder.finish()])
@@ -67,7 +84,9 @@ pub fn diff(old: &Path, new: &Path, out: &Path, limits: &Limits) -> Result<Made,
         streams: streams.iter().map(|stream| stream.len() as u64).collect(),
     };
     let mut bytes = head.write();
-    streams.iter().for_each(|stream| bytes.extend_from_slice(stream));
+    streams
+        .iter()
+        .for_each(|stream| bytes.extend_from_slice(stream));
     made.size = bytes.len() as u64;
     fs::write(out, bytes).map_err(file_error(out))?;
     Ok(made)
@@ -90,12 +109,16 @@ struct Pair<'a> {
 
 impl Pair<'_> {
     fn encode(&self, made: &mut Made) -> io::Result<Vec<Vec<u8>>> {
-        let ((old_layout, old_header), (new_layout, new_header)) = (self.old_layout, self.new_layout);
+        let ((old_layout, old_header), (new_layout, new_header)) =
+            (self.old_layout, self.new_layout);
         let mut coder = Encoder::new();
         code_length(&mut coder, new_header.len() as u64);
         general::encode(&mut coder, old_header, new_header);
         let mut plan = Plan::new(old_layout);
-        let mut finder = Finder { pair: self, digests: HashMap::new() };
+        let mut finder = Finder {
+            pair: self,
+            digests: HashMap::new(),
+        };
         let mut changes = Vec::new();
         let mut end = new_layout.header;
         for tensor in &new_layout.tensors {
@@ -119,24 +142,33 @@ impl Pair<'_> {
     fn gap(&self, coder: &mut Encoder, plan: &mut Plan<'_>, from: u64, to: u64) -> io::Result<()> {
         let mut bytes = vec![0; (to - from) as usize];
         self.new.read_at(from, &mut bytes)?;
-        bytes.chunks_mut(GAP_BYTES).for_each(|bytes| plan.gap(coder, bytes));
+        bytes
+            .chunks_mut(GAP_BYTES)
+            .for_each(|bytes| plan.gap(coder, bytes));
         Ok(())
     }
 
     fn encode_streams(&self, streams: &[Vec<Change>]) -> io::Result<Vec<Vec<u8>>> {
         let next = AtomicUsize::new(0);
-        let threads = thread::available_parallelism().map_or(1, usize::from).min(streams.len());
+        let threads = thread::available_parallelism()
+            .map_or(1, usize::from)
+            .min(streams.len());
         let mut done: Vec<(usize, io::Result<Vec<u8>>)> = thread::scope(|scope| {
             let worker = || {
                 let mut mine = Vec::new();
                 loop {
                     let index = next.fetch_add(1, Ordering::Relaxed);
-                    let Some(stream) = streams.get(index) else { return mine };
+                    let Some(stream) = streams.get(index) else {
+                        return mine;
+                    };
                     mine.push((index, self.encode_stream(stream)));
                 }
             };
             let workers: Vec<_> = (0..threads).map(|_| scope.spawn(worker)).collect();
-            workers.into_iter().flat_map(|worker| worker.join().unwrap_or_default()).collect()
+            workers
+                .into_iter()
+                .flat_map(|worker| worker.join().unwrap_or_default())
+                .collect()
         });
         done.sort_by_key(|(index, _)| *index);
         done.into_iter().map(|(_, stream)| stream).collect()
@@ -150,7 +182,13 @@ impl Pair<'_> {
                 &mut coder,
                 change,
                 &mut |offset, window| self.old.read_at(offset, window),
-                &mut |offset, window, coded| if coded { Ok(()) } else { self.new.read_at(offset, window) },
+                &mut |offset, window, coded| {
+                    if coded {
+                        Ok(())
+                    } else {
+                        self.new.read_at(offset, window)
+                    }
+                },
             )?;
         }
         Ok(coder.finish())
@@ -179,14 +217,24 @@ impl Finder<'_> {
         if let Some(index) = namesake
             && self.read_old(index)? == new
         {
-            return Ok(Origin { old: Some(index), same: true, hint: false });
+            return Ok(Origin {
+                old: Some(index),
+                same: true,
+                hint: false,
+            });
         }
         let digest = Digest::blake3(&new);
         let mut similar = namesake;
         let mut best = SIMILAR;
-        for index in (0..self.pair.old_layout.0.tensors.len()).filter(|index| plan.fits(tensor, *index)) {
+        for index in
+            (0..self.pair.old_layout.0.tensors.len()).filter(|index| plan.fits(tensor, *index))
+        {
             if self.old_digest(index)? == digest {
-                return Ok(Origin { old: Some(index), same: true, hint: false });
+                return Ok(Origin {
+                    old: Some(index),
+                    same: true,
+                    hint: false,
+                });
             }
             if namesake.is_none() {
                 let old = self.read_old(index)?;
@@ -198,10 +246,16 @@ impl Finder<'_> {
         }
         let hint = match (similar, Layout::of_type(tensor.kind)) {
             (Some(old), Some(layout)) => Quantised::marks_pay(layout, &self.read_old(old)?, &new),
-            (Some(old), None) if tensor.kind == 0 => is_short(&self.read_old(old)?) && is_short(&new),
+            (Some(old), None) if tensor.kind == 0 => {
+                is_short(&self.read_old(old)?) && is_short(&new)
+            }
             _ => false,
         };
-        Ok(Origin { old: similar, same: false, hint })
+        Ok(Origin {
+            old: similar,
+            same: false,
+            hint,
+        })
     }
 
     fn old_digest(&mut self, index: usize) -> io::Result<Digest> {

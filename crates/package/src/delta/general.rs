@@ -63,15 +63,29 @@ impl Models {
             to_end: Bit::default(),
             from_new: Bit::default(),
             in_place: Bit::default(),
-            tables: if thorough { vec![Bit::default(); ORDERS << TABLE_BITS] } else { Vec::new() },
+            tables: if thorough {
+                vec![Bit::default(); ORDERS << TABLE_BITS]
+            } else {
+                Vec::new()
+            },
             mixers: vec![Mixer::default(); 256],
-            quick: if thorough { Vec::new() } else { vec![[Bit::default(); 256]; 256] },
+            quick: if thorough {
+                Vec::new()
+            } else {
+                vec![[Bit::default(); 256]; 256]
+            },
             last: 0,
         }
     }
 
     /// Numbers of up to 62 bits.
-    fn wide<C: Coder>(&mut self, coder: &mut C, which: fn(&mut Self) -> &mut Numbers, context: usize, value: u64) -> u64 {
+    fn wide<C: Coder>(
+        &mut self,
+        coder: &mut C,
+        which: fn(&mut Self) -> &mut Numbers,
+        context: usize,
+        value: u64,
+    ) -> u64 {
         let low = which(self).unsigned(coder, context, value & 0x7fff_ffff);
         // The high part is almost always zero, and then costs next to nothing.
         self.high.unsigned(coder, 0, value >> 31) << 31 | low
@@ -89,19 +103,36 @@ impl Models {
 
     fn mixed<C: Coder>(&mut self, coder: &mut C, in_place: u8, value: u8) -> u8 {
         let last = self.last;
-        let contexts = [0, last & 0xff, last & 0xffff, last & 0xff_ffff, last & 0xffff_ffff, u64::from(in_place) << 8 | last & 0xff];
-        let starts: [u64; ORDERS] = std::array::from_fn(|i| (contexts[i] + 1).wrapping_mul(0x9e37_79b9_7f4a_7c15).rotate_left(17 + i as u32));
+        let contexts = [
+            0,
+            last & 0xff,
+            last & 0xffff,
+            last & 0xff_ffff,
+            last & 0xffff_ffff,
+            u64::from(in_place) << 8 | last & 0xff,
+        ];
+        let starts: [u64; ORDERS] = std::array::from_fn(|i| {
+            (contexts[i] + 1)
+                .wrapping_mul(0x9e37_79b9_7f4a_7c15)
+                .rotate_left(17 + i as u32)
+        });
         let mut node = 1_u64;
         for at in (0..8).rev() {
             let mut inputs: [Bit; ORDERS] = [Bit::default(); ORDERS];
             let slots: [usize; ORDERS] = std::array::from_fn(|i| {
-                let hash = (starts[i] ^ node.wrapping_mul(0xd6e8_feb8_6659_fd93)).wrapping_mul(0x9e37_79b9_7f4a_7c15);
+                let hash = (starts[i] ^ node.wrapping_mul(0xd6e8_feb8_6659_fd93))
+                    .wrapping_mul(0x9e37_79b9_7f4a_7c15);
                 (i << TABLE_BITS) + (hash >> (64 - TABLE_BITS)) as usize
             });
             for (input, slot) in inputs.iter_mut().zip(slots) {
                 *input = self.tables[slot];
             }
-            let bit = self.mixers[node as usize].code(coder, inputs.each_mut(), 127, value >> at & 1 == 1);
+            let bit = self.mixers[node as usize].code(
+                coder,
+                inputs.each_mut(),
+                127,
+                value >> at & 1 == 1,
+            );
             for (input, slot) in inputs.iter().zip(slots) {
                 self.tables[slot] = *input;
             }
@@ -120,7 +151,11 @@ impl Models {
         let mut bytes = vec![0; (end - start) as usize];
         place.read_old(start, &mut bytes)?;
         for (i, &value) in bytes.iter().enumerate() {
-            self.literal(&mut Nowhere, bytes.get(i.wrapping_sub(1)).copied().unwrap_or(0), value);
+            self.literal(
+                &mut Nowhere,
+                bytes.get(i.wrapping_sub(1)).copied().unwrap_or(0),
+                value,
+            );
         }
         Ok(())
     }
@@ -149,21 +184,42 @@ pub(super) fn encode<C: Coder>(coder: &mut C, old: &[u8], new: &[u8]) {
     let steps = find_copies(old, new);
     let literals: usize = steps.iter().map(|step| step.literals).sum();
     let thorough = coder.bit(1 << 15, literals <= THOROUGH_BYTES);
-    let mut place = Memory { old, new: Vec::with_capacity(new.len()) };
+    let mut place = Memory {
+        old,
+        new: Vec::with_capacity(new.len()),
+    };
     let mut models = Models::new(thorough);
     let mut steps = steps.into_iter();
     let told = |place: &Memory| new.get(place.new.len()).copied().unwrap_or(0);
-    let _ = run(coder, &mut models, &mut place, new.len() as u64, &mut || steps.next(), &told);
+    let _ = run(
+        coder,
+        &mut models,
+        &mut place,
+        new.len() as u64,
+        &mut || steps.next(),
+        &told,
+    );
 }
 
 /// Decodes `length` bytes.
 ///
 /// # Errors
 /// What the workplace says; `InvalidData` for copies from outside.
-pub(super) fn decode<C: Coder, W: Workplace>(coder: &mut C, place: &mut W, length: u64) -> io::Result<()> {
+pub(super) fn decode<C: Coder, W: Workplace>(
+    coder: &mut C,
+    place: &mut W,
+    length: u64,
+) -> io::Result<()> {
     let thorough = coder.bit(1 << 15, false);
     let end = place.written() + length;
-    run(coder, &mut Models::new(thorough), place, end, &mut || None, &|_| 0)
+    run(
+        coder,
+        &mut Models::new(thorough),
+        place,
+        end,
+        &mut || None,
+        &|_| 0,
+    )
 }
 
 fn run<C: Coder, W: Workplace>(
@@ -178,7 +234,12 @@ fn run<C: Coder, W: Workplace>(
     // Where in the old bytes the last copy ended.
     let mut old_at = 0_u64;
     while place.written() < end {
-        let step = next().unwrap_or(Step { literals: 0, copy: 0, from: 0, from_new: false });
+        let step = next().unwrap_or(Step {
+            literals: 0,
+            copy: 0,
+            from: 0,
+            from_new: false,
+        });
         let literals = models.wide(coder, |m| &mut m.literals, 0, step.literals as u64);
         if literals > end - place.written() {
             return Err(damaged());
@@ -188,7 +249,11 @@ fn run<C: Coder, W: Workplace>(
         }
         let mut in_place = OldBytes::new(old_at);
         for _ in 0..literals {
-            let hint = if models.thorough { in_place.next(place)? } else { 0 };
+            let hint = if models.thorough {
+                in_place.next(place)?
+            } else {
+                0
+            };
             let value = models.literal(coder, hint, told(place));
             place.push(value)?;
         }
@@ -199,13 +264,23 @@ fn run<C: Coder, W: Workplace>(
         let length = if models.to_end.code(coder, step.copy as u64 == left) {
             left
         } else {
-            models.wide(coder, |m| &mut m.lengths, 0, (step.copy as u64).saturating_sub(1)) + 1
+            models.wide(
+                coder,
+                |m| &mut m.lengths,
+                0,
+                (step.copy as u64).saturating_sub(1),
+            ) + 1
         };
         if length > left {
             return Err(damaged());
         }
         if models.from_new.code(coder, step.from_new) {
-            let distance = models.wide(coder, |m| &mut m.distances, 0, place.written().wrapping_sub(step.from).wrapping_sub(1)) + 1;
+            let distance = models.wide(
+                coder,
+                |m| &mut m.distances,
+                0,
+                place.written().wrapping_sub(step.from).wrapping_sub(1),
+            ) + 1;
             let from = place.written().checked_sub(distance).ok_or_else(damaged)?;
             place.copy_new(from, length)?;
         } else {
@@ -215,10 +290,18 @@ fn run<C: Coder, W: Workplace>(
             let base = if substituted { replaced } else { old_at };
             let offset = step.from.wrapping_sub(base) as i64;
             let context = usize::from(substituted);
-            let zigzag = models.wide(coder, |m| &mut m.offsets, context, (offset << 1 ^ offset >> 63) as u64);
+            let zigzag = models.wide(
+                coder,
+                |m| &mut m.offsets,
+                context,
+                (offset << 1 ^ offset >> 63) as u64,
+            );
             let offset = (zigzag >> 1) as i64 ^ -((zigzag & 1) as i64);
             let from = base.checked_add_signed(offset).ok_or_else(damaged)?;
-            let until = from.checked_add(length).filter(|until| *until <= place.old_len()).ok_or_else(damaged)?;
+            let until = from
+                .checked_add(length)
+                .filter(|until| *until <= place.old_len())
+                .ok_or_else(damaged)?;
             place.copy_old(from, length)?;
             old_at = until;
         }
@@ -236,7 +319,11 @@ struct OldBytes {
 
 impl OldBytes {
     fn new(at: u64) -> Self {
-        OldBytes { at, block: Vec::new(), used: 0 }
+        OldBytes {
+            at,
+            block: Vec::new(),
+            used: 0,
+        }
     }
 
     fn next(&mut self, place: &mut dyn Workplace) -> io::Result<u8> {
@@ -274,7 +361,8 @@ impl Workplace for Memory<'_> {
     }
 
     fn copy_old(&mut self, from: u64, length: u64) -> io::Result<()> {
-        self.new.extend_from_slice(&self.old[from as usize..(from + length) as usize]);
+        self.new
+            .extend_from_slice(&self.old[from as usize..(from + length) as usize]);
         Ok(())
     }
 
@@ -287,7 +375,11 @@ impl Workplace for Memory<'_> {
 
     fn read_old(&mut self, from: u64, out: &mut [u8]) -> io::Result<()> {
         let from = from as usize;
-        out.copy_from_slice(self.old.get(from..from + out.len()).ok_or(io::ErrorKind::UnexpectedEof)?);
+        out.copy_from_slice(
+            self.old
+                .get(from..from + out.len())
+                .ok_or(io::ErrorKind::UnexpectedEof)?,
+        );
         Ok(())
     }
 }
@@ -300,8 +392,14 @@ struct Index {
 
 impl Index {
     fn new(positions: usize) -> Self {
-        let bits = (positions.max(256) as u64).next_power_of_two().trailing_zeros().min(24);
-        Index { slots: vec![u32::MAX; 1 << bits], shift: 64 - bits }
+        let bits = (positions.max(256) as u64)
+            .next_power_of_two()
+            .trailing_zeros()
+            .min(24);
+        Index {
+            slots: vec![u32::MAX; 1 << bits],
+            shift: 64 - bits,
+        }
     }
 
     fn slot(&self, bytes: &[u8]) -> Option<usize> {
@@ -342,7 +440,16 @@ fn find_copies(old: &[u8], new: &[u8]) -> Vec<Step> {
         let literals = at - start;
         for near in [old_at + literals, old_at] {
             let length = old.get(near..).map_or(0, |old| common(old, here));
-            offer(near, length, false, if length == here.len() { 1 } else { SHORTEST_NEAR });
+            offer(
+                near,
+                length,
+                false,
+                if length == here.len() {
+                    1
+                } else {
+                    SHORTEST_NEAR
+                },
+            );
         }
         if literals < 512 {
             for near in old_at..(old_at + 256).min(old.len()) {
@@ -350,7 +457,12 @@ fn find_copies(old: &[u8], new: &[u8]) -> Vec<Step> {
             }
         }
         if let Some(from) = old_index.find(here) {
-            offer(from * stride, common(&old[from * stride..], here), false, SHORTEST_FAR);
+            offer(
+                from * stride,
+                common(&old[from * stride..], here),
+                false,
+                SHORTEST_FAR,
+            );
         }
         if let Some(from) = new_index.find(here)
             && from < at
@@ -367,7 +479,12 @@ fn find_copies(old: &[u8], new: &[u8]) -> Vec<Step> {
         while begin > start && from > 0 && new[begin - 1] == source[from - 1] {
             (begin, from, length) = (begin - 1, from - 1, length + 1);
         }
-        steps.push(Step { literals: begin - start, copy: length, from: from as u64, from_new });
+        steps.push(Step {
+            literals: begin - start,
+            copy: length,
+            from: from as u64,
+            from_new,
+        });
         at = begin + length;
         start = at;
         if !from_new {
@@ -375,7 +492,12 @@ fn find_copies(old: &[u8], new: &[u8]) -> Vec<Step> {
         }
     }
     if start < new.len() {
-        steps.push(Step { literals: new.len() - start, copy: 0, from: 0, from_new: false });
+        steps.push(Step {
+            literals: new.len() - start,
+            copy: 0,
+            from: 0,
+            from_new: false,
+        });
     }
     steps
 }
@@ -389,5 +511,10 @@ fn common(a: &[u8], b: &[u8]) -> usize {
         }
         length += WIDE;
     }
-    length + a[length..].iter().zip(&b[length..]).take_while(|(a, b)| a == b).count()
+    length
+        + a[length..]
+            .iter()
+            .zip(&b[length..])
+            .take_while(|(a, b)| a == b)
+            .count()
 }

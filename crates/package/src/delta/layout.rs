@@ -35,7 +35,10 @@ impl FileLayout {
     /// Reads the layout of a file of `length` bytes that begins with `start`.
     /// `None` when it is not GGUF, or a tensor lies outside, over another one or is of an unknown type.
     pub fn parse(start: &[u8], length: u64, limits: &Limits) -> Option<Self> {
-        let mut cursor = Cursor { bytes: start, at: 0 };
+        let mut cursor = Cursor {
+            bytes: start,
+            at: 0,
+        };
         if cursor.take(4)? != MAGIC || !(2..=3).contains(&cursor.u32()?) {
             return None;
         }
@@ -73,14 +76,19 @@ impl FileLayout {
             }
             end = tensor.offset.checked_add(tensor.size)?;
         }
-        (end <= length).then_some(FileLayout { header, tensors: found })
+        (end <= length).then_some(FileLayout {
+            header,
+            tensors: found,
+        })
     }
 
     /// Reads the layout of `source`, and its header's bytes.
     pub fn read(source: &dyn ByteSource, limits: &Limits) -> io::Result<Option<(Self, Vec<u8>)>> {
         let mut start = vec![0; source.len().min(limits.model_header_bytes) as usize];
         source.read_at(0, &mut start)?;
-        let Some(layout) = Self::parse(&start, source.len(), limits) else { return Ok(None) };
+        let Some(layout) = Self::parse(&start, source.len(), limits) else {
+            return Ok(None);
+        };
         start.truncate(layout.header as usize);
         start.shrink_to_fit();
         Ok(Some((layout, start)))
@@ -182,8 +190,17 @@ impl<'a> Cursor<'a> {
         if dimensions[0] % weights != 0 {
             return None;
         }
-        let blocks = dimensions.iter().try_fold(1_u64, |product, d| product.checked_mul(*d))? / weights;
-        Some(Tensor { name, kind, dimensions, offset, size: blocks.checked_mul(bytes)? })
+        let blocks = dimensions
+            .iter()
+            .try_fold(1_u64, |product, d| product.checked_mul(*d))?
+            / weights;
+        Some(Tensor {
+            name,
+            kind,
+            dimensions,
+            offset,
+            size: blocks.checked_mul(bytes)?,
+        })
     }
 }
 
@@ -228,7 +245,10 @@ pub(super) mod tests {
 
     #[test]
     fn tensors_are_found_where_they_are() {
-        let file = gguf("{{ x }}", &[("a", 0, &[3, 2], &[1; 24]), ("b", 3, &[64], &[2; 40])]);
+        let file = gguf(
+            "{{ x }}",
+            &[("a", 0, &[3, 2], &[1; 24]), ("b", 3, &[64], &[2; 40])],
+        );
         let layout = FileLayout::parse(&file, file.len() as u64, &Limits::default()).unwrap();
         assert_eq!(layout.tensors.len(), 2);
         assert_eq!(file[layout.tensors[1].offset as usize..], [2; 40]);

@@ -69,7 +69,12 @@ impl DeltaError {
 fn file_error(path: &std::path::Path) -> impl Fn(io::Error) -> DeltaError + use<> {
     let path = path.display().to_string();
     move |source| match source.kind() {
-        io::ErrorKind::InvalidData => DeltaError::Damaged("a copy reaches outside of the base".into()),
-        _ => DeltaError::File { path: path.clone(), source },
+        io::ErrorKind::InvalidData => {
+            DeltaError::Damaged("a copy reaches outside of the base".into())
+        }
+        _ => DeltaError::File {
+            path: path.clone(),
+            source,
+        },
     }
 }

@@ -52,18 +52,30 @@ impl Format {
     }
 
     fn sign_bit(self) -> u32 {
-        if self == Format::F32 { 1 << 31 } else { 1 << 15 }
+        if self == Format::F32 {
+            1 << 31
+        } else {
+            1 << 15
+        }
     }
 
     /// Numbers in the order of their values.
     fn order(self, bits: u32) -> i64 {
         let size = i64::from(bits & (self.sign_bit() - 1));
-        if bits & self.sign_bit() == 0 { size } else { -1 - size }
+        if bits & self.sign_bit() == 0 {
+            size
+        } else {
+            -1 - size
+        }
     }
 
     fn from_order(self, order: i64) -> u32 {
         let mask = i64::from(self.sign_bit() - 1);
-        if order >= 0 { (order & mask) as u32 } else { ((-1 - order) & mask) as u32 | self.sign_bit() }
+        if order >= 0 {
+            (order & mask) as u32
+        } else {
+            ((-1 - order) & mask) as u32 | self.sign_bit()
+        }
     }
 
     /// Distance to the next number, as the exponent of two.
@@ -80,7 +92,9 @@ impl Format {
 
 /// Whether the lower halves of all single-precision numbers are zero.
 pub(super) fn is_short(bytes: &[u8]) -> bool {
-    bytes.chunks_exact(4).all(|value| value[0] == 0 && value[1] == 0)
+    bytes
+        .chunks_exact(4)
+        .all(|value| value[0] == 0 && value[1] == 0)
 }
 
 /// Plain numbers given their old version: the difference in units of the last place, expected from how far the column, the row
@@ -97,7 +111,15 @@ pub(super) struct Floats {
 
 impl Floats {
     pub fn new(format: Format) -> Self {
-        Floats { format, columns: Vec::new(), column: 0, row: 0.0, mean: 0.0, before: 0, model: Numbers::new(LEVELS * 2, 3) }
+        Floats {
+            format,
+            columns: Vec::new(),
+            column: 0,
+            row: 0.0,
+            mean: 0.0,
+            before: 0,
+            model: Numbers::new(LEVELS * 2, 3),
+        }
     }
 
     pub fn start(&mut self, row: usize) {
@@ -113,10 +135,22 @@ impl Floats {
             let moved = &mut self.columns[self.column];
             let expected = *moved * (self.row / self.mean.max(1e-30)) / unit;
             let context = 2 * level(expected) + usize::from(self.before != 0);
-            let difference = if C::DECODES { 0 } else { self.format.order(self.format.bits(new)) - self.format.order(old) };
-            let difference = self.model.signed(coder, context, (self.before.signum() + 1) as usize, difference);
+            let difference = if C::DECODES {
+                0
+            } else {
+                self.format.order(self.format.bits(new)) - self.format.order(old)
+            };
+            let difference = self.model.signed(
+                coder,
+                context,
+                (self.before.signum() + 1) as usize,
+                difference,
+            );
             if C::DECODES {
-                self.format.put(self.format.from_order(self.format.order(old) + difference), new);
+                self.format.put(
+                    self.format.from_order(self.format.order(old) + difference),
+                    new,
+                );
             }
             let distance = difference.unsigned_abs() as f32 * unit;
             *moved += (distance - *moved) * (1.0 / 16.0);
@@ -153,14 +187,24 @@ impl Records {
     /// `numbers`: records are little-endian floating-point numbers.
     pub fn new(width: usize, numbers: bool) -> Self {
         let trees = if numbers { 512 + width } else { width };
-        Records { width, numbers, same: vec![Bit::default(); width * 2], trees: vec![[Bit::default(); 256]; trees], before: vec![0; width] }
+        Records {
+            width,
+            numbers,
+            same: vec![Bit::default(); width * 2],
+            trees: vec![[Bit::default(); 256]; trees],
+            before: vec![0; width],
+        }
     }
 
     /// Codes records that have no old version.
     pub fn fresh<C: Coder>(&mut self, coder: &mut C, new: &mut [u8]) {
         for record in new.chunks_mut(self.width) {
             for step in 0..record.len() {
-                let at = if self.numbers { record.len() - 1 - step } else { step };
+                let at = if self.numbers {
+                    record.len() - 1 - step
+                } else {
+                    step
+                };
                 let context = match (self.numbers, step) {
                     (false, _) => at,
                     (true, 0) => usize::from(self.before[at]),
@@ -180,7 +224,11 @@ impl Records {
             for (at, (old, new)) in old.iter().zip(new).enumerate() {
                 let same = self.same[2 * at + usize::from(same_before)].code(coder, old == new);
                 same_before = same;
-                *new = if same { *old } else { byte(coder, &mut self.trees[at], *new) };
+                *new = if same {
+                    *old
+                } else {
+                    byte(coder, &mut self.trees[at], *new)
+                };
             }
         }
     }

@@ -47,7 +47,9 @@ impl Head {
         let more = self.streams.len() as u64 - 1;
         put_number(&mut out, more << 1 | u64::from(self.tensors));
         // The last stream ends where the file does.
-        self.streams[..self.streams.len() - 1].iter().for_each(|length| put_number(&mut out, *length));
+        self.streams[..self.streams.len() - 1]
+            .iter()
+            .for_each(|length| put_number(&mut out, *length));
         out
     }
 
@@ -63,11 +65,22 @@ impl Head {
         if more > MOST_STREAMS {
             return None;
         }
-        let mut streams = (0..more).map(|_| take_number(&mut rest)).collect::<Option<Vec<_>>>()?;
+        let mut streams = (0..more)
+            .map(|_| take_number(&mut rest))
+            .collect::<Option<Vec<_>>>()?;
         let used = (bytes.len() - rest.len()) as u64;
-        let sum = streams.iter().try_fold(used, |sum, length| sum.checked_add(*length))?;
+        let sum = streams
+            .iter()
+            .try_fold(used, |sum, length| sum.checked_add(*length))?;
         streams.push(length.checked_sub(sum)?);
-        let head = Head { result: Digest(*result), base: *base, base_length, result_length, tensors: kind & 1 == 1, streams };
+        let head = Head {
+            result: Digest(*result),
+            base: *base,
+            base_length,
+            result_length,
+            tensors: kind & 1 == 1,
+            streams,
+        };
         Some((head, used))
     }
 }
@@ -122,7 +135,12 @@ impl<'a> Plan<'a> {
     pub fn new(old: &'a FileLayout) -> Self {
         Plan {
             old,
-            by_name: old.tensors.iter().enumerate().map(|(i, tensor)| (tensor.name.as_slice(), i)).collect(),
+            by_name: old
+                .tensors
+                .iter()
+                .enumerate()
+                .map(|(i, tensor)| (tensor.name.as_slice(), i))
+                .collect(),
             usual: Bit::default(),
             from_name: Bit::default(),
             from_any: Bit::default(),
@@ -141,26 +159,46 @@ impl<'a> Plan<'a> {
     }
 
     pub fn fits(&self, tensor: &Tensor, old: usize) -> bool {
-        self.old.tensors.get(old).is_some_and(|old| old.kind == tensor.kind && old.size == tensor.size)
+        self.old
+            .tensors
+            .get(old)
+            .is_some_and(|old| old.kind == tensor.kind && old.size == tensor.size)
     }
 
     /// `None` when what was decoded makes no sense.
-    pub fn origin<C: Coder>(&mut self, coder: &mut C, tensor: &Tensor, origin: Origin) -> Option<Origin> {
+    pub fn origin<C: Coder>(
+        &mut self,
+        coder: &mut C,
+        tensor: &Tensor,
+        origin: Origin,
+    ) -> Option<Origin> {
         let namesake = self.namesake(tensor);
-        if namesake.is_some() && self.usual.code(coder, origin.old == namesake && origin.same) {
-            return Some(Origin { old: namesake, same: true, hint: false });
+        if namesake.is_some()
+            && self
+                .usual
+                .code(coder, origin.old == namesake && origin.same)
+        {
+            return Some(Origin {
+                old: namesake,
+                same: true,
+                hint: false,
+            });
         }
         let old = if namesake.is_some() && self.from_name.code(coder, origin.old == namesake) {
             namesake
         } else if self.from_any.code(coder, origin.old.is_some()) {
-            let index = self.index.unsigned(coder, 0, origin.old.unwrap_or(0) as u64) as usize;
+            let index =
+                self.index
+                    .unsigned(coder, 0, origin.old.unwrap_or(0) as u64) as usize;
             Some(index).filter(|index| self.fits(tensor, *index))?;
             Some(index)
         } else {
             None
         };
         let same = old.is_some() && self.same.code(coder, origin.same);
-        let hint = !same && old.is_some() && self.hint[usize::from(tensor.kind == 0)].code(coder, origin.hint);
+        let hint = !same
+            && old.is_some()
+            && self.hint[usize::from(tensor.kind == 0)].code(coder, origin.hint);
         Some(Origin { old, same, hint })
     }
 
@@ -242,12 +280,24 @@ impl StreamModels {
         let window = WINDOW_BYTES / width * width;
         let row = usize::try_from(change.row).unwrap_or(1).min(1 << 24);
         let layout = Layout::of_type(change.kind);
-        let format = Format::of_type(change.kind).map(|format| if format == Format::F32 && change.hint { Format::F32Short } else { format });
+        let format = Format::of_type(change.kind).map(|format| {
+            if format == Format::F32 && change.hint {
+                Format::F32Short
+            } else {
+                format
+            }
+        });
         if change.old_offset.is_some() {
             if let Some(layout) = layout {
-                self.quantised.entry(change.kind).or_insert_with(|| Quantised::new(layout)).start(row, change.hint);
+                self.quantised
+                    .entry(change.kind)
+                    .or_insert_with(|| Quantised::new(layout))
+                    .start(row, change.hint);
             } else if let Some(format) = format {
-                self.floats.entry((change.kind, change.hint)).or_insert_with(|| Floats::new(format)).start(row);
+                self.floats
+                    .entry((change.kind, change.hint))
+                    .or_insert_with(|| Floats::new(format))
+                    .start(row);
             }
         }
         let mut old = vec![0; window.min(change.size as usize)];
@@ -274,7 +324,10 @@ impl StreamModels {
                             model.values(coder, old, new);
                         }
                     } else {
-                        self.changed.entry(change.kind).or_insert_with(|| Records::new(width, false)).changed(coder, old, new);
+                        self.changed
+                            .entry(change.kind)
+                            .or_insert_with(|| Records::new(width, false))
+                            .changed(coder, old, new);
                     }
                 }
             }

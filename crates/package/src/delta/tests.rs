@@ -22,11 +22,22 @@ impl Files {
     }
 
     fn diff(&self) -> Made {
-        diff(&self.path("old"), &self.path("new"), &self.path("delta"), &Limits::default()).unwrap()
+        diff(
+            &self.path("old"),
+            &self.path("new"),
+            &self.path("delta"),
+            &Limits::default(),
+        )
+        .unwrap()
     }
 
     fn apply(&self) -> Result<Applied, DeltaError> {
-        apply(&self.path("old"), &self.path("delta"), &self.path("out"), &Limits::default())
+        apply(
+            &self.path("old"),
+            &self.path("delta"),
+            &self.path("out"),
+            &Limits::default(),
+        )
     }
 
     fn round_trip(&self) -> u64 {
@@ -43,24 +54,43 @@ fn noise(seed: u64, length: usize) -> Vec<u8> {
     let mut state = seed.wrapping_mul(2) | 1;
     (0..length)
         .map(|_| {
-            state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+            state = state
+                .wrapping_mul(6_364_136_223_846_793_005)
+                .wrapping_add(1_442_695_040_888_963_407);
             (state >> 33) as u8
         })
         .collect()
 }
 
 fn changed(bytes: &[u8], every: usize) -> Vec<u8> {
-    bytes.iter().enumerate().map(|(i, byte)| if i % every == 0 { byte.wrapping_add(1) } else { *byte }).collect()
+    bytes
+        .iter()
+        .enumerate()
+        .map(|(i, byte)| {
+            if i % every == 0 {
+                byte.wrapping_add(1)
+            } else {
+                *byte
+            }
+        })
+        .collect()
 }
 
 #[test]
 fn every_type_survives_small_and_large_changes() {
-    for kind in [0, 1, 2, 3, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15, 16, 20, 24, 30, 39] {
+    for kind in [
+        0, 1, 2, 3, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15, 16, 20, 24, 30, 39,
+    ] {
         let (weights, bytes) = layout::block_shape(kind).unwrap();
         let row = weights * 3;
         let old = noise(kind.into(), (bytes * 3 * 40) as usize);
         for new in [changed(&old, 1000), changed(&old, 7), noise(99, old.len())] {
-            let file = |data: &[u8]| gguf("t", &[("w", kind, &[row, 40], data), ("v", 0, &[2], &[0; 8])]);
+            let file = |data: &[u8]| {
+                gguf(
+                    "t",
+                    &[("w", kind, &[row, 40], data), ("v", 0, &[2], &[0; 8])],
+                )
+            };
             Files::new(&file(&old), &file(&new)).round_trip();
         }
     }
@@ -70,7 +100,8 @@ fn every_type_survives_small_and_large_changes() {
 fn a_changed_template_is_tiny() {
     let data = noise(1, 40 * 3000);
     let old_text = "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>{% endfor %} You are a helpful assistant.";
-    let new_text = old_text.replace("helpful", "careful and brief") + "{% if tools %}{{ tools | tojson }}{% endif %}";
+    let new_text = old_text.replace("helpful", "careful and brief")
+        + "{% if tools %}{{ tools | tojson }}{% endif %}";
     let file = |text: &str| gguf(text, &[("w", 3, &[64, 1500], &data)]);
     let size = Files::new(&file(old_text), &file(&new_text)).round_trip();
     assert!(size < 160, "{size}");
@@ -83,7 +114,13 @@ fn tensors_that_move_or_change_names_cost_almost_nothing() {
     let new = gguf("t", &[("c", 8, &[32, 3000], &b), ("a", 3, &[32, 3000], &a)]);
     let size = Files::new(&old, &new).round_trip();
     assert!(size < 120, "{size}");
-    let renamed = gguf("t", &[("a", 3, &[32, 3000], &a), ("c", 8, &[32, 3000], &changed(&b, 500))]);
+    let renamed = gguf(
+        "t",
+        &[
+            ("a", 3, &[32, 3000], &a),
+            ("c", 8, &[32, 3000], &changed(&b, 500)),
+        ],
+    );
     let size = Files::new(&old, &renamed).round_trip();
     assert!(size < 1200, "{size}");
 }
@@ -97,7 +134,13 @@ fn other_files_survive() {
     edited.drain(20_000..30_000);
     let size = Files::new(&text, &edited).round_trip();
     assert!(size < 150, "{size}");
-    for (old, new) in [(vec![], vec![]), (vec![], text.clone()), (text.clone(), vec![]), (text.clone(), text.clone()), (text, vec![7; 300_000])] {
+    for (old, new) in [
+        (vec![], vec![]),
+        (vec![], text.clone()),
+        (text.clone(), vec![]),
+        (text.clone(), text.clone()),
+        (text, vec![7; 300_000]),
+    ] {
         Files::new(&old, &new).round_trip();
     }
 }
@@ -106,8 +149,13 @@ fn other_files_survive() {
 fn an_interrupted_run_is_taken_up_again() {
     let data = noise(5, 20 * 200_000);
     let file = |data: &[u8]| {
-        let tensors: Vec<_> = (0..9).map(|i| ["a", "b", "c", "d", "e", "f", "g", "h", "i"][i]).collect();
-        let tensors: Vec<_> = tensors.iter().map(|name| (*name, 3, &[64_u64, 100_000][..], data)).collect();
+        let tensors: Vec<_> = (0..9)
+            .map(|i| ["a", "b", "c", "d", "e", "f", "g", "h", "i"][i])
+            .collect();
+        let tensors: Vec<_> = tensors
+            .iter()
+            .map(|name| (*name, 3, &[64_u64, 100_000][..], data))
+            .collect();
         gguf("t", &tensors)
     };
     let files = Files::new(&file(&data), &file(&changed(&data, 300)));
@@ -123,10 +171,17 @@ fn an_interrupted_run_is_taken_up_again() {
     fs::write(files.path("out.part"), &half).unwrap();
     let (head, _) = plan::Head::parse(&delta, delta.len() as u64).unwrap();
     assert!(head.streams.len() > 2);
-    let title = format!("{} {}\n", head.result.to_hex(), crate::digest::Digest::blake3(&head.write()).to_hex());
+    let title = format!(
+        "{} {}\n",
+        head.result.to_hex(),
+        crate::digest::Digest::blake3(&head.write()).to_hex()
+    );
     fs::write(files.path("out.part.journal"), format!("{title}0\n1")).unwrap();
     let applied = files.apply().unwrap();
-    assert_eq!(applied.resumed, 1, "a line that is not complete does not count");
+    assert_eq!(
+        applied.resumed, 1,
+        "a line that is not complete does not count"
+    );
     assert!(fs::read(files.path("out")).unwrap() == result);
 }
 
@@ -146,7 +201,10 @@ fn another_base_and_any_damage_are_refused() {
         let mut bytes = good.clone();
         bytes[at] ^= 1 << (at % 8);
         fs::write(files.path("delta"), &bytes).unwrap();
-        assert!(files.apply().is_err_and(|error| error.is_refusal()), "byte {at}");
+        assert!(
+            files.apply().is_err_and(|error| error.is_refusal()),
+            "byte {at}"
+        );
         assert!(!files.path("out").exists());
     }
     for length in 0..good.len().min(60) {
@@ -154,9 +212,17 @@ fn another_base_and_any_damage_are_refused() {
         assert!(files.apply().is_err());
     }
     let mut bomb = good.clone();
-    let limits = Limits { file_bytes: 1000, ..Limits::default() };
+    let limits = Limits {
+        file_bytes: 1000,
+        ..Limits::default()
+    };
     fs::write(files.path("delta"), &bomb).unwrap();
-    let refused = apply(&files.path("old"), &files.path("delta"), &files.path("out"), &limits);
+    let refused = apply(
+        &files.path("old"),
+        &files.path("delta"),
+        &files.path("out"),
+        &limits,
+    );
     assert!(matches!(refused, Err(DeltaError::TooLarge(..))));
     bomb.truncate(43);
     bomb.extend([0xff; 8]);
