@@ -12,6 +12,7 @@
 //! | [`signature`] | OpenSSF Model Signing: sign and verify a directory |
 //! | [`seal`] | encryption at rest, read at any offset |
 //! | [`delta`] | from one version to the next |
+//! | [`store`] | versions on a device, and the switch between them |
 //!
 //! Nothing here knows machine learning: a model is files with names and sizes. Every size that comes from outside is
 //! bounded by [`Limits`] before memory is taken for it.
@@ -25,6 +26,7 @@ pub mod path;
 pub mod seal;
 pub mod signature;
 pub mod source;
+pub mod store;
 
 pub use limits::Limits;
 pub use source::ByteSource;
