@@ -198,6 +198,7 @@ pub enum SourceError {
     Fatal(Box<HubError>),
 }
 
+#[cfg(feature = "download")]
 impl SourceError {
     /// True if the same request may succeed in a moment.
     pub(crate) fn is_transient(&self) -> bool {

@@ -6,7 +6,7 @@
 use crate::error::SourceError;
 use crate::registry::read_bounded;
 use crate::settings::Settings;
-use crate::source::WebAddress;
+use crate::source::{Source, WebAddress};
 use std::path::PathBuf;
 
 /// One file of one repository at one revision.
@@ -18,7 +18,25 @@ pub(crate) struct HubFile<'a> {
     pub revision: &'a str,
 }
 
-impl HubFile<'_> {
+impl<'a> HubFile<'a> {
+    /// The file that a source means, if it is of this kind.
+    pub(crate) fn of(source: &'a Source) -> Option<Self> {
+        match source {
+            Source::HuggingFace {
+                organisation,
+                repository,
+                file,
+                revision,
+            } => Some(Self {
+                organisation,
+                repository,
+                file,
+                revision,
+            }),
+            _ => None,
+        }
+    }
+
     /// Where it is downloaded from.
     pub(crate) fn address(&self, endpoint: &WebAddress) -> Result<WebAddress, SourceError> {
         let Self {

@@ -1,7 +1,7 @@
 //! Downloads: sources in order, one at a time per model, into the cache only when the hash is right.
 
 use crate::cache::{Record, Slot, Trust, modified};
-use crate::digest::Sha256Digest;
+use crate::digest::{Hasher, Sha256Digest};
 use crate::error::{HubError, SourceError};
 use crate::huggingface::HubFile;
 use crate::progress::{Event, Progress};
@@ -93,7 +93,11 @@ impl Pull<'_> {
         for source in self.sources {
             let text = source.to_string();
             self.progress.event(Event::Trying { source: &text });
-            match self.try_source(source, &text) {
+            let brought = match self.try_shared_cache(source, &text) {
+                Some(record) => record,
+                None => self.try_source(source, &text),
+            };
+            match brought {
                 Ok(record) => return Ok(record),
                 Err(SourceError::Fatal(error)) => return Err(*error),
                 Err(error) => {
@@ -126,17 +130,40 @@ impl Pull<'_> {
         })
     }
 
+    /// Takes the file of a Hugging Face source from the cache that other tools share; `None` if it is not there or not the
+    /// right one, which only a download can mend.
+    fn try_shared_cache(&self, source: &Source, text: &str) -> Option<Result<Record, SourceError>> {
+        let path = HubFile::of(source)?.in_shared_cache(&self.hub.settings)?;
+        let copy = || -> Result<Record, SourceError> {
+            self.require_space(1, 0)?;
+            let (size, limit) = (self.slot.size, self.limit());
+            let part = self.beside(".copy");
+            let mut partial = PartialFile::open(&part, text, limit, self.progress)?;
+            local::copy(&path, &mut partial, size, limit, self.progress)?;
+            self.install(&part, partial, text, None)
+        };
+        match copy() {
+            Ok(record) => Some(Ok(record)),
+            Err(SourceError::Fatal(error)) => Some(Err(SourceError::Fatal(error))),
+            Err(error) => {
+                transfer::remove(&self.beside(".copy"));
+                self.progress.event(Event::SourceFailed {
+                    source: &path.to_string_lossy(),
+                    reason: &error.to_string(),
+                });
+                None
+            }
+        }
+    }
+
     fn try_source(&self, source: &Source, text: &str) -> Result<Record, SourceError> {
-        let part = self.part_path();
-        let limit = self
-            .slot
-            .size
-            .unwrap_or(self.hub.settings.limits.model_bytes);
+        let part = self.part_path(text);
+        let limit = self.limit();
         for last_try in [false, true] {
             let mut partial = PartialFile::open(&part, text, limit, self.progress)?;
             let resumed = partial.written() > 0;
             let announced = self.fill(source, &mut partial, limit)?;
-            match self.install(partial, text, announced) {
+            match self.install(&part, partial, text, announced) {
                 // The bytes of an earlier run may be at fault: once more, from the start.
                 Err(SourceError::WrongHash { .. }) if resumed && !last_try => continue,
                 other => return other,
@@ -191,10 +218,6 @@ impl Pull<'_> {
                     file,
                     revision,
                 };
-                if let Some(path) = file.in_shared_cache(settings) {
-                    self.require_space(1, 0)?;
-                    return local::copy(&path, partial, size, limit, self.progress).map(|()| None);
-                }
                 offline()?;
                 if settings.hugging_face.offline {
                     return Err(SourceError::Offline {
@@ -236,6 +259,7 @@ impl Pull<'_> {
     /// Checks the hash, then moves the file to its place and notes where it came from.
     fn install(
         &self,
+        part: &Path,
         partial: PartialFile,
         source: &str,
         announced: Option<Sha256Digest>,
@@ -261,10 +285,12 @@ impl Pull<'_> {
             return Err(SourceError::WrongHash { expected, found });
         }
         drop(partial);
-        let part = self.part_path();
         let path = self.slot.path();
-        std::fs::rename(&part, &path).map_err(HubError::io("rename", &part))?;
-        transfer::remove_validator(&part);
+        std::fs::rename(part, &path).map_err(HubError::io("rename", part))?;
+        transfer::remove_validator(part);
+        for source in self.sources {
+            transfer::remove(&self.part_path(&source.to_string()));
+        }
         wheel::clear(&self.staging_path());
         let metadata = std::fs::metadata(&path).map_err(HubError::io("read", &path))?;
         let file = self.slot.file.clone();
@@ -317,6 +343,7 @@ impl Pull<'_> {
             .map_err(HubError::io("open", &path))?;
         let start = Instant::now();
         let patience = self.hub.settings.timeouts.lock;
+        let mut told = false;
         loop {
             match FileExt::try_lock(&file) {
                 Ok(()) => return Ok(file),
@@ -329,8 +356,9 @@ impl Pull<'_> {
                     });
                 }
             }
-            if start.elapsed() < Duration::from_millis(1) {
+            if !told {
                 self.progress.event(Event::Waiting);
+                told = true;
             }
             if self.progress.is_cancelled() {
                 return Err(HubError::Cancelled);
@@ -345,8 +373,18 @@ impl Pull<'_> {
         }
     }
 
-    fn part_path(&self) -> PathBuf {
-        self.beside(".part")
+    /// Most bytes to accept.
+    fn limit(&self) -> u64 {
+        let any = self.hub.settings.limits.model_bytes;
+        self.slot.size.unwrap_or(any)
+    }
+
+    /// Each source has a part of its own: a try of the next one must not cost what the first has brought.
+    fn part_path(&self, source: &str) -> PathBuf {
+        let mut hasher = Hasher::new();
+        hasher.update(source.as_bytes());
+        let key = hasher.finish().to_string();
+        self.beside(&format!(".{}.part", &key[..8]))
     }
 
     fn staging_path(&self) -> PathBuf {

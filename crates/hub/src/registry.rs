@@ -7,6 +7,8 @@ use serde::Deserialize;
 use std::path::Path;
 
 const BUILT_IN: &str = include_str!("../registry.toml");
+/// What an entry writes where nobody states the hash.
+const UNKNOWN: &str = "unknown";
 
 /// Models by name, in the order of the file.
 #[derive(Debug, Clone)]
@@ -169,6 +171,7 @@ impl ModelEntry {
         }
         let sha256 = raw
             .sha256
+            .filter(|text| text != UNKNOWN)
             .map(|text| text.parse())
             .transpose()
             .map_err(|why| format!("'{name}': {why}"))?;

@@ -93,13 +93,14 @@ impl FromStr for Source {
             let members: Result<Vec<_>, _> = spec.split(" + ").map(parse_wheel_member).collect();
             members.map(Source::Wheel).map_err(invalid)
         } else if let Some(path) = spec.strip_prefix("file:") {
-            let path = path
-                .strip_prefix("//")
-                .filter(|rest| rest.starts_with('/'))
-                .unwrap_or(path);
             if path.is_empty() {
                 return Err(invalid("the path after 'file:' is empty".to_string()));
             }
+            // `file:///a` means `/a`, and so does any greater number of slashes.
+            let path = match path.strip_prefix("///") {
+                Some(rest) => format!("/{}", rest.trim_start_matches('/')),
+                None => path.to_string(),
+            };
             Ok(Source::File(PathBuf::from(path)))
         } else if spec.starts_with("https:") || spec.starts_with("http:") {
             spec.parse().map(Source::Web).map_err(invalid)

@@ -49,6 +49,15 @@ impl Isa {
         }
     }
 
+    /// The name that [`from_name`](Self::from_name) takes.
+    pub fn name(self) -> &'static str {
+        match self {
+            Isa::Scalar => "scalar",
+            Isa::Avx2 => "avx2",
+            Isa::Avx512 => "avx512",
+        }
+    }
+
     /// Whether this machine has it.
     pub fn is_available(self) -> bool {
         match self {

@@ -4,12 +4,33 @@
 //! Every kernel exists as portable scalar code and as vector code. [`Isa`] says which one runs; it is chosen once,
 //! at run time. Unsafe code lives in `arch` only.
 
+mod activations;
 pub mod arch;
-pub mod attention;
+mod attention;
+mod error;
+mod formats;
 mod isa;
+mod machine_limits;
+mod matmul;
 pub mod ops;
+mod packed;
+mod schedule;
 mod tensor_type;
+#[cfg(test)]
+mod test_blocks;
+#[cfg(test)]
+mod tests;
 
+pub use activations::Activations;
 pub use arch::threads::ThreadPool;
+pub use attention::{
+    ATTENTION_ERROR, ATTENTION_ERROR_F32, AttentionJob, AttentionParams, KvError, KvPage, KvShape,
+    KvType, PAGE_TOKENS, attention,
+};
+pub use error::KernelError;
+pub use formats::{dequantize, quantize};
 pub use isa::{Isa, IsaError};
+pub use machine_limits::MachineLimits;
+pub use matmul::{Context, Epilogue, MatmulJob, matmul, matmul_gated, matmul_group};
+pub use packed::{PackedMatrix, PackedMatrixBuilder, SharedBytes};
 pub use tensor_type::TensorType;

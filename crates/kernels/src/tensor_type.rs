@@ -54,6 +54,18 @@ impl TensorType {
         Self::ALL.into_iter().find(|&ty| ty as u32 == id)
     }
 
+    /// The type with ggml's number `id`, which exists: for kernels that are compiled per type.
+    pub(crate) const fn of(id: u32) -> Self {
+        let mut index = 0;
+        while index < Self::ALL.len() {
+            if Self::ALL[index] as u32 == id {
+                return Self::ALL[index];
+            }
+            index += 1;
+        }
+        panic!("a type's number")
+    }
+
     /// Elements of one block.
     pub fn block_len(self) -> usize {
         use TensorType::*;

@@ -133,7 +133,7 @@ pub struct Generation<'s> {
     tokenizer: Arc<Tokenizer>,
     sampler: Sampler,
     options: GenerateOptions,
-    text: StreamDecoder,
+    text: StreamDecoder<Arc<Tokenizer>>,
     stops: StopMatcher,
     /// Tokens still to be computed: the prompt at first, then the last token.
     pending: Vec<u32>,
@@ -180,7 +180,7 @@ impl Session {
         let computed = self.align(&prompt);
         let tokenizer = self.model().tokenizer().clone();
         Ok(Generation {
-            text: StreamDecoder::new(tokenizer.clone()),
+            text: tokenizer.shared_stream_decoder(false),
             stops: StopMatcher::new(&options.stop),
             pending: prompt[prompt.len() - computed..].to_vec(),
             stats: GenerationStats {
@@ -221,6 +221,17 @@ impl Generation<'_> {
     /// Why it ended; none while it goes on.
     pub fn stop_reason(&self) -> Option<StopReason> {
         self.ended
+    }
+
+    /// Whether the text is whole: the model ended it by itself or, under a constraint, it conforms.
+    pub fn is_complete(&mut self) -> bool {
+        match (&self.ended, &mut self.options.constraint) {
+            (Some(StopReason::EndOfTurn | StopReason::Complete | StopReason::StopText), None) => {
+                true
+            }
+            (Some(_), Some(constraint)) => constraint.is_complete(),
+            _ => false,
+        }
     }
 
     /// The figures so far.
@@ -288,12 +299,14 @@ impl Generation<'_> {
                 false => Wanted::Nothing,
             };
             let logits = &mut self.logits;
-            let result = self.session.append(tokens, wanted, &mut |scored: Scored<'_>| {
-                if let Scores::All(scores) = scored.scores {
-                    logits.clear();
-                    logits.extend_from_slice(scores);
-                }
-            });
+            let result = self
+                .session
+                .append(tokens, wanted, &mut |scored: Scored<'_>| {
+                    if let Scores::All(scores) = scored.scores {
+                        logits.clear();
+                        logits.extend_from_slice(scores);
+                    }
+                });
             match result {
                 Err(BackendError::ContextFull { .. }) if self.stats.generated_tokens > 0 => {
                     self.ended = Some(StopReason::ContextFull);

@@ -3,11 +3,27 @@
 #![deny(unsafe_code)]
 
 pub mod backend;
+pub mod bench;
+pub mod chat_template;
+pub mod constraint;
+mod generate;
 pub mod gguf;
+pub mod hf;
 mod kv_cache;
 mod limits;
 pub mod model;
+mod model_file;
+pub mod perplexity;
+mod prefix;
+pub mod sample;
+mod session;
 pub mod source;
 pub mod tokenizer;
 
+pub use generate::{
+    GenerateError, GenerateOptions, Generation, GenerationStats, Piece, StopReason,
+};
 pub use limits::Limits;
+pub use model_file::{Model, ModelError, open_model_file};
+pub use prefix::PrefixError;
+pub use session::{ContextOverflow, PrefixUse, SINK_TOKENS, Session};

@@ -10,10 +10,11 @@ use thiserror::Error;
 use crate::Limits;
 use crate::backend::{Backend, BackendError, Decoder, LoadOptions};
 use crate::chat_template::{ChatTemplate, SpecialTokens, TemplateError, fallback_for};
+use crate::constraint::{ConstraintError, ConstraintFactory};
 use crate::gguf::{ModelFile, ModelFileError};
 use crate::hf;
 use crate::model::{ModelSpec, model_spec};
-use crate::tokenizer::{Tokenizer, TokenizerError};
+use crate::tokenizer::{EncodeOptions, Tokenizer, TokenizerError};
 
 /// Why a model could not be opened.
 #[derive(Debug, Error)]
@@ -40,6 +41,7 @@ pub struct Model {
     spec: Arc<ModelSpec>,
     tokenizer: Arc<Tokenizer>,
     template: OnceLock<Result<ChatTemplate, TemplateError>>,
+    constraints: OnceLock<Result<ConstraintFactory, ConstraintError>>,
     hash: OnceLock<blake3::Hash>,
 }
 
@@ -92,6 +94,7 @@ impl Model {
             spec: Arc::new(spec),
             tokenizer: Arc::new(tokenizer),
             template: OnceLock::new(),
+            constraints: OnceLock::new(),
             hash: OnceLock::new(),
         })
     }
@@ -124,6 +127,35 @@ impl Model {
     pub fn chat_template(&self) -> Result<&ChatTemplate, TemplateError> {
         self.template
             .get_or_init(|| self.read_template())
+            .as_ref()
+            .map_err(Clone::clone)
+    }
+
+    /// Tokens of a conversation that the chat template rendered. Special tokens in it are parsed; the
+    /// beginning-of-text token is added only where the model wants one and the template wrote none.
+    pub fn encode_rendered(&self, rendered: &str) -> Vec<u32> {
+        let mut tokens = self.tokenizer.encode(
+            rendered,
+            EncodeOptions {
+                add_special: true,
+                parse_special: true,
+            },
+        );
+        if let Some(begin) = self.tokenizer.bos()
+            && tokens.starts_with(&[begin, begin])
+        {
+            tokens.remove(0);
+        }
+        tokens
+    }
+
+    /// What makes constraints for this model's vocabulary; built when first asked for.
+    ///
+    /// # Errors
+    /// When the vocabulary cannot be used for constraints.
+    pub fn constraints(&self) -> Result<&ConstraintFactory, ConstraintError> {
+        self.constraints
+            .get_or_init(|| ConstraintFactory::new(&self.tokenizer))
             .as_ref()
             .map_err(Clone::clone)
     }
@@ -175,7 +207,8 @@ impl Model {
     fn read_template(&self) -> Result<ChatTemplate, TemplateError> {
         let tokenizer = &self.tokenizer;
         let text = |id: Option<u32>| {
-            id.map(|id| tokenizer.token_text(id).into_owned())
+            id.and_then(|id| tokenizer.token_text(id))
+                .map(std::borrow::Cow::into_owned)
                 .unwrap_or_default()
         };
         let tokens = SpecialTokens::new(&text(tokenizer.bos()), &text(tokenizer.eos()));
@@ -222,7 +255,10 @@ fn only_gguf(directory: &Path) -> Result<PathBuf, ModelFileError> {
     })?;
     let mut found: Vec<PathBuf> = entries
         .filter_map(|entry| Some(entry.ok()?.path()))
-        .filter(|path| path.extension().is_some_and(|extension| extension == "gguf"))
+        .filter(|path| {
+            path.extension()
+                .is_some_and(|extension| extension == "gguf")
+        })
         .collect();
     found.sort();
     let first_shard = |path: &PathBuf| path.to_string_lossy().contains("-00001-of-");

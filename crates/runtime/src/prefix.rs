@@ -48,6 +48,15 @@ pub enum PrefixError {
     Backend(#[from] BackendError),
 }
 
+impl PrefixError {
+    pub(crate) fn other_tokens(path: &Path) -> Self {
+        PrefixError::Foreign {
+            path: path.display().to_string(),
+            what: "another text",
+        }
+    }
+}
+
 pub(crate) fn save(
     path: &Path,
     model: &Model,
@@ -112,7 +121,9 @@ pub(crate) fn restore(
     let mut saved_form = vec![0; read_u64(&mut input).map_err(failed)?.min(4096) as usize];
     input.read_exact(&mut saved_form).map_err(failed)?;
     if saved_form != form.as_bytes() {
-        return Err(foreign("other options (key/value type, context or version)"));
+        return Err(foreign(
+            "other options (key/value type, context or version)",
+        ));
     }
     let count = read_u64(&mut input).map_err(failed)?;
     if count > MOST_TOKENS || count * 4 > length {
@@ -135,9 +146,7 @@ fn verify(
     damaged: &dyn Fn() -> PrefixError,
     failed: &dyn Fn(io::Error) -> PrefixError,
 ) -> Result<(), PrefixError> {
-    let content = length
-        .checked_sub(HASH_BYTES as u64)
-        .ok_or_else(damaged)?;
+    let content = length.checked_sub(HASH_BYTES as u64).ok_or_else(damaged)?;
     let mut hasher = blake3::Hasher::new();
     io::copy(&mut input.take(content), &mut hasher).map_err(failed)?;
     let mut stored = [0; HASH_BYTES];

@@ -133,7 +133,13 @@ impl Session {
     /// # Errors
     /// See [`PrefixError`].
     pub fn save_prefix(&self, path: &Path) -> Result<(), PrefixError> {
-        prefix::save(path, &self.model, self.decoder.as_ref(), self.sequence, &self.tokens)
+        prefix::save(
+            path,
+            &self.model,
+            self.decoder.as_ref(),
+            self.sequence,
+            &self.tokens,
+        )
     }
 
     /// Goes on from what [`Session::save_prefix`] wrote, in place of what is held now.
@@ -146,6 +152,44 @@ impl Session {
         self.sequence = sequence;
         self.tokens = tokens;
         Ok(())
+    }
+}
+
+/// What [`Session::use_prefix_file`] did.
+#[derive(Debug)]
+pub enum PrefixUse {
+    /// The file held the tokens, and they are held now.
+    Restored,
+    /// The tokens were computed and the file was written; why an older file was not used, if there
+    /// was one.
+    Saved(Option<PrefixError>),
+}
+
+impl Session {
+    /// Holds `tokens` afterwards: from the file at `path` if it was saved for them, else computed now
+    /// and saved there. A file that cannot be used is replaced.
+    ///
+    /// # Errors
+    /// When the tokens cannot be computed or the file cannot be written.
+    pub fn use_prefix_file(
+        &mut self,
+        path: &Path,
+        tokens: &[u32],
+    ) -> Result<PrefixUse, PrefixError> {
+        let mut refused = None;
+        if path.exists() {
+            match self.restore_prefix(path) {
+                Ok(()) if self.tokens == tokens => return Ok(PrefixUse::Restored),
+                Ok(()) => refused = Some(PrefixError::other_tokens(path)),
+                Err(error @ PrefixError::Io { .. }) => return Err(error),
+                Err(error) => refused = Some(error),
+            }
+        }
+        self.align(tokens);
+        let rest = tokens[self.tokens.len()..].to_vec();
+        self.append(&rest, Wanted::Nothing, &mut |_| ())?;
+        self.save_prefix(path)?;
+        Ok(PrefixUse::Saved(refused))
     }
 }
 

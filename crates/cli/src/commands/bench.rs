@@ -4,9 +4,9 @@ use super::load::{LoadArgs, ModelArgs, peak_resident_bytes};
 use crate::error::CliError;
 use crate::output::Output;
 use crate::progress::Bar;
-use ondine_kernels::MachineLimits;
-use ondine_runtime::bench::{Bench, Rate, Test};
+use ondine_kernels::{MachineLimits, ThreadPool};
 use ondine_runtime::backend::MemoryReport;
+use ondine_runtime::bench::{Bench, Rate, Test};
 use serde_json::{Value, json};
 use std::num::NonZeroU32;
 
@@ -26,13 +26,31 @@ pub struct Args {
     #[command(flatten)]
     load: LoadArgs,
     /// Prompt lengths to measure
-    #[arg(short, long = "prompt", value_delimiter = ',', default_value = "512", value_name = "TOKENS")]
+    #[arg(
+        short,
+        long = "prompt",
+        value_delimiter = ',',
+        default_value = "512",
+        value_name = "TOKENS"
+    )]
     prompt: Vec<u32>,
     /// Numbers of tokens to generate
-    #[arg(short = 'n', long = "generate", value_delimiter = ',', default_value = "128", value_name = "TOKENS")]
+    #[arg(
+        short = 'n',
+        long = "generate",
+        value_delimiter = ',',
+        default_value = "128",
+        value_name = "TOKENS"
+    )]
     generate: Vec<u32>,
     /// Tokens held before each test
-    #[arg(short, long, value_delimiter = ',', default_value = "0", value_name = "TOKENS")]
+    #[arg(
+        short,
+        long,
+        value_delimiter = ',',
+        default_value = "0",
+        value_name = "TOKENS"
+    )]
     depth: Vec<u32>,
     /// Rounds
     #[arg(short, long, default_value = "5")]
@@ -47,7 +65,9 @@ pub fn run(args: &Args, output: &mut Output) -> Result<(), CliError> {
     let model = args.model.open(output)?;
     let tests = tests(args);
     if tests.is_empty() {
-        return Err(CliError::Usage("nothing to measure: give -p or -n above zero".into()));
+        return Err(CliError::Usage(
+            "nothing to measure: give -p or -n above zero".into(),
+        ));
     }
     let mut load = args.load.options();
     let longest = tests.iter().map(|test| test.length()).max().unwrap_or(0);
@@ -55,19 +75,18 @@ pub fn run(args: &Args, output: &mut Output) -> Result<(), CliError> {
     let mut decoder = args.load.load_with(&model, &load)?;
     let device = decoder.device().clone();
     let bar = Bar::new(output, "runs");
-    let limits = MachineLimits::measure(device.threads);
-    let rates = Bench::new(decoder.as_mut()).run(&tests, args.rounds.get() as usize, |done, all| {
-        bar.set(done, all, "");
-    });
+    let limits = MachineLimits::measure(&ThreadPool::new(device.threads));
+    let rates =
+        Bench::new(decoder.as_mut()).run(&tests, args.rounds.get() as usize, |done, all| {
+            bar.set(done, all, "");
+        });
     bar.finish();
     let rates = rates.map_err(|error| CliError::Failed(error.to_string()))?;
     let memory = decoder.memory();
-    let kv_elements = model.spec().kv_elements_per_position() as u64;
-    let kv_bytes = kv_elements * load.kv_type.bits_per_element() as u64 / 8;
     let rows: Vec<Row> = tests
         .iter()
         .zip(&rates)
-        .map(|(&test, &rate)| Row::new(test, rate, &memory, kv_bytes, &limits))
+        .map(|(&test, &rate)| Row::new(test, rate, &memory, &limits))
         .collect();
     if output.is_json() {
         return output.json(&json!({
@@ -128,17 +147,11 @@ struct Row {
 }
 
 impl Row {
-    fn new(
-        test: Test,
-        rate: Rate,
-        memory: &MemoryReport,
-        kv_bytes: u64,
-        limits: &MachineLimits,
-    ) -> Self {
+    fn new(test: Test, rate: Rate, memory: &MemoryReport, limits: &MachineLimits) -> Self {
         let bytes_per_token = match test {
             Test::Prefill { .. } => None,
             Test::Decode { tokens, depth } => {
-                Some(memory.read_per_token + kv_bytes * (depth + tokens / 2) as u64)
+                Some(memory.read_per_token + memory.kv_per_position * (depth + tokens / 2) as u64)
             }
         };
         Row {
@@ -175,7 +188,11 @@ impl Row {
             self.rate.max
         );
         if let (Some(bytes), Some(share)) = (self.bytes_per_token, self.share_of_bandwidth) {
-            line.push_str(&format!("{:>11.1} {:>10.0} %", bytes as f64 / 1e6, share * 100.0));
+            line.push_str(&format!(
+                "{:>11.1} {:>10.0} %",
+                bytes as f64 / 1e6,
+                share * 100.0
+            ));
         }
         line
     }

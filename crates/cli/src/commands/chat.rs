@@ -36,13 +36,18 @@ pub struct Args {
 /// `Failed` when the model cannot be used.
 pub fn run(args: &Args, output: &mut Output) -> Result<(), CliError> {
     let failed = |error: &dyn std::fmt::Display| CliError::Failed(error.to_string());
+    args.generate.sampling()?;
     let model = args.model.open(output)?;
     let template = model.chat_template().map_err(|error| failed(&error))?;
     if template.is_fallback() {
         output.note(&format!("{} is used", template.origin()));
     }
     let mut session = Session::new(model.clone(), args.load.load(&model)?);
-    let opening: Vec<Message> = args.system.iter().map(|text| Message::system(text.as_str())).collect();
+    let opening: Vec<Message> = args
+        .system
+        .iter()
+        .map(|text| Message::system(text.as_str()))
+        .collect();
     let mut messages = opening.clone();
     let interactive = stdin().is_terminal();
     let mut figures = String::from("no answer yet");

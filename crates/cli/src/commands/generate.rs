@@ -3,7 +3,7 @@
 use crate::error::CliError;
 use crate::interrupt;
 use crate::output::Output;
-use ondine_runtime::constraint::Constraint;
+use ondine_runtime::constraint::{Constraint, ConstraintSpec};
 use ondine_runtime::sample::SamplingOptions;
 use ondine_runtime::{
     ContextOverflow, GenerateOptions, GenerationStats, Model, Session, StopReason,
@@ -80,26 +80,9 @@ enum OverflowArg {
 impl GenerateArgs {
     /// The options as the library takes them.
     pub fn options(&self, model: &Model) -> Result<GenerateOptions, CliError> {
-        let sampling = SamplingOptions {
-            temperature: self.temp,
-            top_k: self.top_k,
-            top_p: self.top_p,
-            min_p: self.min_p,
-            typical_p: self.typical,
-            repetition_penalty: self.repeat_penalty,
-            frequency_penalty: self.frequency_penalty,
-            presence_penalty: self.presence_penalty,
-            penalty_window: self.repeat_last_n,
-            logit_bias: self.logit_bias.clone(),
-            seed: self.seed,
-            ..SamplingOptions::default()
-        };
-        sampling
-            .validate()
-            .map_err(|error| CliError::Usage(error.to_string()))?;
         Ok(GenerateOptions {
             max_tokens: self.max_tokens.map(|tokens| tokens as usize),
-            sampling,
+            sampling: self.sampling()?,
             stop: self.stop.clone(),
             overflow: match self.context_overflow {
                 OverflowArg::Error => ContextOverflow::Error,
@@ -111,29 +94,50 @@ impl GenerateArgs {
         })
     }
 
+    /// How tokens are chosen; may be asked for before there is a model, to refuse nonsense early.
+    pub fn sampling(&self) -> Result<SamplingOptions, CliError> {
+        let sampling = SamplingOptions {
+            temperature: self.temp,
+            top_k: self.top_k,
+            top_p: self.top_p,
+            min_p: self.min_p,
+            typical_p: self.typical,
+            repeat_penalty: self.repeat_penalty,
+            frequency_penalty: self.frequency_penalty,
+            presence_penalty: self.presence_penalty,
+            penalty_window: self.repeat_last_n,
+            logit_bias: self.logit_bias.clone(),
+            seed: self.seed.unwrap_or_else(random_seed),
+            ..SamplingOptions::default()
+        };
+        sampling
+            .validate()
+            .map_err(|error| CliError::Usage(error.to_string()))?;
+        Ok(sampling)
+    }
+
     fn constraint(&self, model: &Model) -> Result<Option<Constraint>, CliError> {
         let read = |path: &PathBuf| {
             std::fs::read_to_string(path)
                 .map_err(|error| CliError::Failed(format!("{}: {error}", path.display())))
         };
-        let failed = |error: ondine_runtime::constraint::ConstraintError| {
-            CliError::Failed(error.to_string())
-        };
-        if self.json_schema.is_none() && self.regex.is_none() && self.grammar.is_none() {
-            return Ok(None);
-        }
-        let factory = model.constraints().map_err(failed)?;
-        let constraint = if let Some(path) = &self.json_schema {
-            let schema = serde_json::from_str(&read(path)?)
-                .map_err(|error| CliError::Failed(format!("{}: {error}", path.display())))?;
-            factory.json_schema(&schema)
+        let (spec, name) = if let Some(path) = &self.json_schema {
+            (
+                ConstraintSpec::JsonSchema(read(path)?),
+                path.display().to_string(),
+            )
         } else if let Some(regex) = &self.regex {
-            factory.regex(regex)
+            (ConstraintSpec::Regex(regex.clone()), "--regex".to_owned())
         } else if let Some(path) = &self.grammar {
-            factory.lark(&read(path)?)
+            (
+                ConstraintSpec::Lark(read(path)?),
+                path.display().to_string(),
+            )
         } else {
             return Ok(None);
         };
+        let constraint = model.constraints().and_then(|factory| factory.build(&spec));
+        let failed = |error| CliError::Failed(format!("{name}: {error}"));
         constraint.map(Some).map_err(failed)
     }
 }
@@ -161,7 +165,7 @@ pub fn answer(
     let streams = !output.is_json();
     let mut generation = session.generate(prompt, options).map_err(failed)?;
     let mut text = String::new();
-    while let Some(piece) = generation.next() {
+    for piece in generation.by_ref() {
         let piece = piece.map_err(failed)?;
         if streams && !piece.text.is_empty() {
             output.write(&piece.text)?;
@@ -187,11 +191,21 @@ pub fn answer(
     })
 }
 
+/// A seed that differs from run to run: the standard hasher is keyed from the system.
+fn random_seed() -> u64 {
+    use std::hash::{BuildHasher, RandomState};
+    RandomState::new().hash_one(std::process::id())
+}
+
 fn parse_bias(text: &str) -> Result<(u32, f32), String> {
     let (id, bias) = text
         .split_once('=')
         .ok_or_else(|| "has the form ID=BIAS".to_owned())?;
-    let id = id.parse().map_err(|_| format!("`{id}` is not a token id"))?;
-    let bias = bias.parse().map_err(|_| format!("`{bias}` is not a number"))?;
+    let id = id
+        .parse()
+        .map_err(|_| format!("`{id}` is not a token id"))?;
+    let bias = bias
+        .parse()
+        .map_err(|_| format!("`{bias}` is not a number"))?;
     Ok((id, bias))
 }

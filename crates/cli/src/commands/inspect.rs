@@ -84,7 +84,10 @@ pub fn run(args: &Args, output: &mut Output) -> Result<(), CliError> {
         file.tensors().len()
     ))?;
     for (name, (count, bytes)) in &types {
-        output.line(&format!("  {name:<8} {count:>5} tensors {:>10.1} MB", *bytes as f64 / 1e6))?;
+        output.line(&format!(
+            "  {name:<8} {count:>5} tensors {:>10.1} MB",
+            *bytes as f64 / 1e6
+        ))?;
     }
     match &spec {
         Ok(spec) => {

@@ -7,6 +7,7 @@ use ondine_hub::Hub;
 use ondine_runtime::Limits;
 use ondine_runtime::backend::cpu::CpuBackend;
 use ondine_runtime::backend::{Decoder, KvType, LoadOptions};
+use ondine_runtime::gguf::ModelFileError;
 use ondine_runtime::{Model, ModelError};
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -31,9 +32,9 @@ pub struct LoadArgs {
     /// Threads; one per core unless given
     #[arg(short, long, value_parser = clap::value_parser!(u16).range(1..=1024))]
     pub threads: Option<u16>,
-    /// Element type of the keys and values kept
-    #[arg(long, value_name = "TYPE", value_enum, default_value_t = KvTypeArg::F16)]
-    pub kv_type: KvTypeArg,
+    /// Element type of the keys and values kept: f16 unless given (for `logits` f32)
+    #[arg(long, value_name = "TYPE", value_enum)]
+    pub kv_type: Option<KvTypeArg>,
 }
 
 /// Element types of keys and values.
@@ -52,7 +53,9 @@ impl ModelArgs {
     /// The path of the model, downloaded first if it is known by name and not here.
     pub fn path(&self, output: &Output) -> Result<PathBuf, CliError> {
         let hub = Hub::from_environment()?;
-        Ok(hub.resolve(&self.model, &TerminalProgress::new(output))?.path)
+        Ok(hub
+            .resolve(&self.model, &TerminalProgress::new(output))?
+            .path)
     }
 
     /// The model, opened but without weights.
@@ -69,9 +72,9 @@ impl LoadArgs {
             context: self.context.map(|tokens| tokens as usize),
             threads: self.threads.map(usize::from),
             kv_type: match self.kv_type {
-                KvTypeArg::F32 => KvType::F32,
-                KvTypeArg::F16 => KvType::F16,
-                KvTypeArg::Q8_0 => KvType::Q8_0,
+                Some(KvTypeArg::F32) => KvType::F32,
+                None | Some(KvTypeArg::F16) => KvType::F16,
+                Some(KvTypeArg::Q8_0) => KvType::Q8_0,
             },
             ..LoadOptions::default()
         }
@@ -88,8 +91,8 @@ impl LoadArgs {
         model: &Model,
         options: &LoadOptions,
     ) -> Result<Box<dyn Decoder>, CliError> {
-        let backend = CpuBackend::from_environment()
-            .map_err(|error| CliError::Failed(error.to_string()))?;
+        let backend =
+            CpuBackend::from_environment().map_err(|error| CliError::Failed(error.to_string()))?;
         model
             .load(&backend, options)
             .map_err(|error| CliError::Failed(format!("{}: {error}", model.path().display())))
@@ -98,6 +101,12 @@ impl LoadArgs {
 
 impl From<ModelError> for CliError {
     fn from(error: ModelError) -> Self {
+        CliError::Failed(error.to_string())
+    }
+}
+
+impl From<ModelFileError> for CliError {
+    fn from(error: ModelFileError) -> Self {
         CliError::Failed(error.to_string())
     }
 }

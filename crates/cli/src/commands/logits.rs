@@ -3,7 +3,7 @@
 use super::load::{LoadArgs, ModelArgs};
 use crate::error::CliError;
 use crate::output::Output;
-use ondine_runtime::backend::{Run, Scores, Wanted};
+use ondine_runtime::backend::{KvType, Run, Scores, Wanted};
 use serde_json::json;
 use std::fs::File;
 use std::io::{BufWriter, Write};
@@ -14,7 +14,7 @@ use std::path::PathBuf;
 #[command(after_help = "\
 Examples:
   ondine logits --tokens 19556,28,905 --out scores.f32
-  ondine logits -m tiny.gguf --tokens 1,2,3 --kv-type f32 --out scores.f32
+  ondine logits -m tiny.gguf --tokens 1,2,3 --out scores.f32
 
 The file holds little-endian 32-bit floats, shape [tokens, vocabulary].")]
 pub struct Args {
@@ -36,7 +36,12 @@ pub struct Args {
 /// `Failed` when the model or the file cannot be used.
 pub fn run(args: &Args, output: &mut Output) -> Result<(), CliError> {
     let model = args.model.open(output)?;
-    let mut decoder = args.load.load(&model)?;
+    let mut options = args.load.options();
+    if args.load.kv_type.is_none() {
+        // Engines are compared here: no rounding that was not asked for.
+        options.kv_type = KvType::F32;
+    }
+    let mut decoder = args.load.load_with(&model, &options)?;
     let failed =
         |error: std::io::Error| CliError::Failed(format!("{}: {error}", args.out.display()));
     let mut file = BufWriter::new(File::create(&args.out).map_err(failed)?);
@@ -62,7 +67,8 @@ pub fn run(args: &Args, output: &mut Output) -> Result<(), CliError> {
     written.and_then(|()| file.flush()).map_err(failed)?;
     let shape = [args.tokens.len(), model.spec().vocabulary];
     if output.is_json() {
-        return output.json(&json!({"out": args.out, "shape": shape, "isa": decoder.device().device}));
+        return output
+            .json(&json!({"out": args.out, "shape": shape, "isa": decoder.device().device}));
     }
     output.line(&format!(
         "{} scores of {} tokens in {}",

@@ -40,8 +40,8 @@ pub struct Args {
 /// `Failed` when the model or the text cannot be used.
 pub fn run(args: &Args, output: &mut Output) -> Result<(), CliError> {
     let name = args.file.display();
-    let bytes = std::fs::read(&args.file)
-        .map_err(|error| CliError::Failed(format!("{name}: {error}")))?;
+    let bytes =
+        std::fs::read(&args.file).map_err(|error| CliError::Failed(format!("{name}: {error}")))?;
     let text = String::from_utf8(bytes)
         .map_err(|_| CliError::Failed(format!("{name}: is not UTF-8; convert it first")))?;
     let model = args.model.open(output)?;
@@ -54,7 +54,10 @@ pub fn run(args: &Args, output: &mut Output) -> Result<(), CliError> {
             parse_special: false,
         },
     );
-    let window = args.load.context.map_or(DEFAULT_WINDOW, |tokens| tokens as usize);
+    let window = args
+        .load
+        .context
+        .map_or(DEFAULT_WINDOW, |tokens| tokens as usize);
     if tokens.len() < window || window < 4 {
         return Err(CliError::Failed(format!(
             "{name}: has {} tokens, too few for a window of {window}; give more text or another --ctx",

@@ -49,6 +49,7 @@ pub struct Args {
 /// # Errors
 /// `Failed` when the model, the prompt or the constraint cannot be used.
 pub fn run(args: &Args, output: &mut Output) -> Result<(), CliError> {
+    args.generate.sampling()?;
     let prompt = prompt(args)?;
     let model = args.model.open(output)?;
     let tokenizer = model.tokenizer().clone();
@@ -69,14 +70,21 @@ pub fn run(args: &Args, output: &mut Output) -> Result<(), CliError> {
             output.note(&format!("{} is used", template.origin()));
         }
         let render = |user: &str| {
-            let system = args.system.iter().map(|text| Message::system(text.as_str()));
+            let system = args
+                .system
+                .iter()
+                .map(|text| Message::system(text.as_str()));
             let messages = system.chain([Message::user(user)]).collect();
             template.render(&ChatRequest::new(messages)).map_err(failed)
         };
         // Templates write the beginning-of-text token themselves where the model wants one.
         let tokens = model.encode_rendered(&render(&prompt)?);
         let other = model.encode_rendered(&render(&format!("\u{1}{prompt}"))?);
-        let shared = tokens.iter().zip(&other).take_while(|(a, b)| a == b).count();
+        let shared = tokens
+            .iter()
+            .zip(&other)
+            .take_while(|(a, b)| a == b)
+            .count();
         (tokens, shared)
     };
     let options = args.generate.options(&model)?;

@@ -66,7 +66,7 @@ pub fn run(args: &Args, output: &mut Output) -> Result<(), CliError> {
     if output.is_json() {
         let pieces: Vec<String> = ids
             .iter()
-            .map(|&id| String::from_utf8_lossy(&tokenizer.token_bytes(id)).into_owned())
+            .map(|&id| String::from_utf8_lossy(tokenizer.token_bytes(id)).into_owned())
             .collect();
         return output.json(&json!({"ids": ids, "pieces": pieces}));
     }

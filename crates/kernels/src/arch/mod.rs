@@ -1,4 +1,9 @@
 //! Code that depends on the machine: vector lanes and the thread pool. The only place with unsafe code.
 
 pub mod lanes;
+pub(crate) mod machine;
+pub(crate) mod memory;
+pub(crate) mod product;
 pub mod threads;
+pub(crate) mod tiles;
+pub mod wide;

@@ -81,7 +81,7 @@ impl Unary for GeluTanh {
     #[inline(always)]
     fn map<L: Lanes>(self, lanes: L, x: L::Vector) -> L::Vector {
         // (1 + tanh u) / 2 is the logistic function of 2u.
-        const FACTOR: f32 = 1.595_769_1; // 2 √(2/π)
+        const FACTOR: f32 = 1.595_769; // 2 √(2/π)
         let cube = lanes.mul_add(lanes.mul(x, x), lanes.splat(0.044715), lanes.splat(1.0));
         let u = lanes.mul(lanes.mul(x, lanes.splat(FACTOR)), cube);
         lanes.mul(x, sigmoid(lanes, u))

@@ -23,7 +23,6 @@ pub use elementwise::{
     add, add_assign, clamp, f16_to_f32, f32_to_f16, mul, mul_assign, scale, scale_add,
 };
 pub use math::{EXP_ULP, TANH_ULP, exp};
-pub(crate) use math::{exp2_nonpositive, tanh};
 pub use norm::{NORM_RELATIVE_ERROR, add_rms_norm, layer_norm, rms_norm};
 pub use rope::{RopeParams, RopeStyle, RopeTable, YarnParams, alibi_slopes};
 pub use select::{argmax, top_k};

@@ -225,6 +225,8 @@ pub struct MemoryReport {
     pub read_per_token: u64,
     /// Keys and values of all sequences.
     pub kv: u64,
+    /// Keys and values of one position, windows not counted.
+    pub kv_per_position: u64,
     /// Working buffers.
     pub scratch: u64,
 }

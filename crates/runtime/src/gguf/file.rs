@@ -48,7 +48,9 @@ pub struct ModelFile {
     pub metadata: Metadata,
     tensors: Vec<TensorInfo>,
     index: HashMap<String, usize>,
+    /// The files, then the views of them.
     sources: Vec<Arc<dyn ByteSource>>,
+    files: usize,
 }
 
 impl ModelFile {
@@ -123,19 +125,23 @@ impl ModelFile {
         }
     }
 
-    /// A model whose header was made in memory and whose tensors lie in `sources`.
+    /// A model whose header was made in memory. Its tensors lie in `files`, or in `views` that are
+    /// made of the files' bytes; `TensorInfo::source` counts the files first, then the views.
     ///
     /// # Errors
     /// When the header is malformed, a tensor passes the end of its source, or a name comes twice.
     pub fn from_parts(
         header: Vec<u8>,
         tensors: Vec<TensorInfo>,
-        sources: Vec<Arc<dyn ByteSource>>,
+        files: Vec<Arc<dyn ByteSource>>,
+        views: Vec<Arc<dyn ByteSource>>,
         limits: &Limits,
     ) -> Result<Self, ModelFileError> {
         let memory: Arc<dyn ByteSource> = Arc::new(source::Memory::new("metadata", header));
         let mut file = Self::from_source(memory, limits)?;
-        file.sources = sources;
+        file.files = files.len();
+        file.sources = files;
+        file.sources.extend(views);
         for tensor in tensors {
             let end = tensor.offset.checked_add(tensor.bytes);
             let within = file
@@ -168,14 +174,14 @@ impl ModelFile {
         &self.sources[tensor.source]
     }
 
-    /// All files or buffers that the model consists of.
+    /// All files or buffers that the model consists of, without views of them.
     pub fn sources(&self) -> &[Arc<dyn ByteSource>] {
-        &self.sources
+        &self.sources[..self.files]
     }
 
     /// Total bytes of all sources.
     pub fn bytes(&self) -> u64 {
-        self.sources.iter().map(|source| source.len()).sum()
+        self.sources().iter().map(|source| source.len()).sum()
     }
 
     fn from_reader(source: Arc<dyn ByteSource>, limits: &Limits) -> Result<Self, ModelFileError> {
@@ -208,6 +214,7 @@ impl ModelFile {
     fn append(&mut self, shard: ModelFile, limits: &Limits) -> Result<(), ModelFileError> {
         let base = self.sources.len();
         self.sources.extend(shard.sources);
+        self.files = self.sources.len();
         if self.tensors.len() + shard.tensors.len() > limits.tensors as usize {
             return Err(ModelFileError::Invalid {
                 file: self.sources[base].name().to_owned(),
@@ -279,6 +286,7 @@ impl Parser<'_> {
             tensors: Vec::with_capacity(tensors.len()),
             index: HashMap::with_capacity(tensors.len()),
             sources: vec![source.clone()],
+            files: 1,
         };
         for mut tensor in tensors {
             let placed = data_start.checked_add(tensor.offset).filter(|start| {

@@ -28,7 +28,10 @@ pub enum ModelFileError {
         source: std::io::Error,
     },
     /// The file ends before what it declares.
-    #[error("{file}: ends inside {what}; the download may be incomplete, fetch the file again")]
+    #[error(
+        "{file}: ends inside {}; the download may be incomplete, fetch the file again",
+        one_line(what)
+    )]
     Truncated {
         /// File that is too short.
         file: String,
@@ -36,7 +39,7 @@ pub enum ModelFileError {
         what: String,
     },
     /// Something declared by the file cannot be true or is beyond [`crate::Limits`].
-    #[error("{file}: {what}")]
+    #[error("{file}: {}", one_line(what))]
     Invalid {
         /// File at fault.
         file: String,
@@ -44,7 +47,7 @@ pub enum ModelFileError {
         what: String,
     },
     /// A metadata entry that the model needs is missing or has the wrong type.
-    #[error("metadata `{key}`: {what}")]
+    #[error("metadata `{}`: {}", one_line(key), one_line(what))]
     Metadata {
         /// Key of the entry.
         key: String,
@@ -52,11 +55,33 @@ pub enum ModelFileError {
         what: String,
     },
     /// A tensor is missing or has the wrong shape or type.
-    #[error("tensor `{tensor}`: {what}")]
+    #[error("tensor `{}`: {}", one_line(tensor), one_line(what))]
     Tensor {
         /// Name of the tensor.
         tensor: String,
         /// What is wrong with it.
         what: String,
     },
+}
+
+/// Text that may hold names from a file, fit for one line of an error: control characters escaped, the middle of long
+/// ones left out.
+pub(crate) fn one_line(text: &str) -> String {
+    const HEAD: usize = 120;
+    const TAIL: usize = 60;
+    let mut line = String::new();
+    for character in text.chars() {
+        if character.is_control() {
+            line.extend(character.escape_default());
+        } else {
+            line.push(character);
+        }
+    }
+    let length = line.chars().count();
+    if length <= HEAD + TAIL {
+        return line;
+    }
+    let head = line.chars().take(HEAD);
+    let tail = line.chars().skip(length - TAIL);
+    head.chain(['…']).chain(tail).collect()
 }

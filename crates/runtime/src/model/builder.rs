@@ -524,7 +524,8 @@ impl LayerBuilder<'_, '_> {
         })
     }
 
-    /// Router `ffn_gate_inp` and the experts in `ffn_{gate,up,down}_exps`.
+    /// Router `ffn_gate_inp` and the experts in `ffn_{gate,up,down}_exps`. `normalise` is the
+    /// architecture's custom, which the file may contradict.
     pub(super) fn experts(&self, normalise: bool) -> Result<Experts, ModelFileError> {
         let model = self.model;
         let embedding = model.embedding;
@@ -549,6 +550,9 @@ impl LayerBuilder<'_, '_> {
                 })
             })
             .collect::<Result<Vec<_>, ModelFileError>>()?;
+        let declared = model
+            .metadata()
+            .boolean(&model.key("expert_weights_norm"))?;
         let weight_scale = match model.float("expert_weights_scale")? {
             None | Some(0.0) => 1.0,
             Some(scale) => scale,
@@ -557,7 +561,7 @@ impl LayerBuilder<'_, '_> {
             router: self.linear("ffn_gate_inp", count, embedding)?,
             experts,
             used,
-            normalise,
+            normalise: declared.unwrap_or(normalise),
             weight_scale,
             shared: None,
         })

@@ -2,6 +2,7 @@
 //! an offset (an encrypted bundle, a streamed layer).
 
 mod mmap;
+mod view;
 
 use std::io;
 use std::ops::Range;
@@ -9,6 +10,7 @@ use std::path::Path;
 use std::sync::Arc;
 
 pub use mmap::MappedFile;
+pub use view::{Piece, Stitched, Transposed};
 
 /// Random access to a fixed number of bytes.
 pub trait ByteSource: Send + Sync {

@@ -5,11 +5,11 @@
 
 use std::sync::OnceLock;
 
-use super::bpe::{Alphabet, BytePair};
+use super::bpe::{Alphabet, BytePair, MergeLines};
 use super::pretokenizer::{Preset, preset};
 use super::sentencepiece::SentencePiece;
-use super::special::Precedence;
 use super::vocabulary::{Kind, Vocabulary};
+use super::well_known::find_ends;
 use super::{Model, SpecialNames, Tokenizer, TokenizerError};
 use crate::Limits;
 use crate::gguf::{Array, Metadata, ModelFileError};
@@ -20,6 +20,12 @@ const TOKENS: &str = "tokenizer.ggml.tokens";
 const SCORES: &str = "tokenizer.ggml.scores";
 const TOKEN_TYPE: &str = "tokenizer.ggml.token_type";
 const MERGES: &str = "tokenizer.ggml.merges";
+/// Pad, repository and file separator of filling in the middle: all end a generation.
+const FIM_END_KEYS: [&str; 3] = [
+    "tokenizer.ggml.fim_pad_token_id",
+    "tokenizer.ggml.fim_rep_token_id",
+    "tokenizer.ggml.fim_sep_token_id",
+];
 
 impl Tokenizer {
     /// Makes the tokenizer that a GGUF file describes.
@@ -28,11 +34,16 @@ impl Tokenizer {
     /// When an entry is absent, of a wrong type or inconsistent, when the tokenizer is of a kind that is
     /// not supported, or when it is larger than `limits` allow.
     pub fn from_gguf(metadata: &Metadata, limits: &Limits) -> Result<Self, TokenizerError> {
-        match metadata.string(MODEL)?.ok_or(TokenizerError::Missing { key: MODEL })? {
+        match metadata
+            .string(MODEL)?
+            .ok_or(TokenizerError::Missing { key: MODEL })?
+        {
             "llama" => sentence_piece(metadata, limits),
             "gpt2" => byte_pair(metadata, limits, None),
             "gemma4" => byte_pair(metadata, limits, Some("gemma4")),
-            name => Err(TokenizerError::UnknownModel { name: name.to_owned() }),
+            name => Err(TokenizerError::UnknownModel {
+                name: name.to_owned(),
+            }),
         }
     }
 }
@@ -43,7 +54,9 @@ fn sentence_piece(metadata: &Metadata, limits: &Limits) -> Result<Tokenizer, Tok
         None => vec![0.0; vocabulary.len()],
         Some(array) => {
             check_length(SCORES, array.len(), vocabulary.len())?;
-            let scores = array.floats().ok_or_else(|| invalid(SCORES, "is not made of numbers"))?;
+            let scores = array
+                .floats()
+                .ok_or_else(|| invalid(SCORES, "is not made of numbers"))?;
             scores.take(vocabulary.len()).collect()
         }
     };
@@ -55,15 +68,21 @@ fn sentence_piece(metadata: &Metadata, limits: &Limits) -> Result<Tokenizer, Tok
     };
     let names = read_names(metadata, &vocabulary, defaults)?;
     let model = SentencePiece::new(&vocabulary, scores.into_iter(), names.unknown);
-    let add_space_prefix = metadata.boolean("tokenizer.ggml.add_space_prefix")?.unwrap_or(true);
+    let add_space_prefix = metadata
+        .boolean("tokenizer.ggml.add_space_prefix")?
+        .unwrap_or(true);
     let mut tokenizer = finish(
         metadata,
         vocabulary,
         Model::SentencePiece(model),
         names,
-        Defaults { add_bos: true, force_bos: false },
+        Defaults {
+            add_bos: true,
+            force_bos: false,
+        },
     )?;
     tokenizer.add_space_prefix = add_space_prefix;
+    tokenizer.strip_space = add_space_prefix;
     Ok(tokenizer)
 }
 
@@ -93,20 +112,28 @@ fn byte_pair(
         spaces_escaped,
         whole_newlines,
         force_bos,
-    } = preset(name).ok_or_else(|| TokenizerError::UnknownPreTokenizer { name: name.to_owned() })?;
+    } = preset(name).ok_or_else(|| TokenizerError::UnknownPreTokenizer {
+        name: name.to_owned(),
+    })?;
 
-    let mut vocabulary = read_vocabulary(metadata, limits)?;
-    let merges = match metadata.array(MERGES)? {
-        None if name == "kimi-k2" => Vec::new(),
+    let vocabulary = read_vocabulary(metadata, limits)?;
+    let lines = match metadata.array(MERGES)? {
+        None if name == "kimi-k2" => MergeLines::default(),
         None => return Err(TokenizerError::Missing { key: MERGES }),
         Some(array) => {
             check_limit("the list of merges", array.len(), limits.vocabulary)?;
-            let lines = array.strings().ok_or_else(|| invalid(MERGES, "is not made of strings"))?;
-            lines.map(split_merge).collect()
+            let lines = array
+                .strings()
+                .ok_or_else(|| invalid(MERGES, "is not made of strings"))?;
+            MergeLines::new(lines, &vocabulary)?
         }
     };
-    let alphabet = if spaces_escaped { Alphabet::Text } else { Alphabet::Bytes };
-    let mut model = BytePair::new(&mut vocabulary, merges.into_iter(), alphabet, stages)?;
+    let alphabet = if spaces_escaped {
+        Alphabet::Text
+    } else {
+        Alphabet::Bytes
+    };
+    let mut model = BytePair::lenient(lines, alphabet);
     model.ignore_merges = ignore_merges;
     model.whole_newlines = whole_newlines;
 
@@ -120,7 +147,7 @@ fn byte_pair(
     let mut tokenizer = finish(
         metadata,
         vocabulary,
-        Model::BytePair(model),
+        Model::Words { model, stages },
         names,
         Defaults { add_bos, force_bos },
     )?;
@@ -128,20 +155,14 @@ fn byte_pair(
     Ok(tokenizer)
 }
 
-/// The two pieces of a merge; the separator is the first space after the first byte.
-fn split_merge(line: &[u8]) -> (&[u8], &[u8]) {
-    match line.iter().skip(1).position(|&byte| byte == b' ') {
-        Some(at) => (&line[..=at], &line[at + 2..]),
-        None => (&[], &[]),
-    }
-}
-
 fn read_vocabulary(metadata: &Metadata, limits: &Limits) -> Result<Vocabulary, TokenizerError> {
     let tokens: Array<'_> = metadata
         .array(TOKENS)?
         .ok_or(TokenizerError::Missing { key: TOKENS })?;
     check_limit("the vocabulary", tokens.len(), limits.vocabulary)?;
-    let texts = tokens.strings().ok_or_else(|| invalid(TOKENS, "is not made of strings"))?;
+    let texts = tokens
+        .strings()
+        .ok_or_else(|| invalid(TOKENS, "is not made of strings"))?;
     let kinds = match metadata.array(TOKEN_TYPE)? {
         None => Vec::new(),
         Some(array) => {
@@ -154,77 +175,6 @@ fn read_vocabulary(metadata: &Metadata, limits: &Limits) -> Result<Vocabulary, T
     };
     Vocabulary::new(texts, kinds)
 }
-
-/// Texts that end a generation in some family, whatever the file's ids say.
-const END_TEXTS: &[&str] = &[
-    "<|eot_id|>",
-    "<|im_end|>",
-    "<|end|>",
-    "<end_of_turn>",
-    "<|endoftext|>",
-    "<|end_of_text|>",
-    "<EOT>",
-    "_<EOT>",
-    "[EOT]",
-    "<｜end▁of▁sentence｜>",
-    "<end_of_utterance>",
-    "<|return|>",
-    "<|call|>",
-    "<|flush|>",
-    "<|calls|>",
-    "</s>",
-    "<|eom_id|>",
-    "[EOS]",
-    "<eos>",
-    "<turn|>",
-    "<|tool_response>",
-    "[e~[",
-];
-/// How many of [`END_TEXTS`] can be the end of a turn.
-const TURN_TEXTS: usize = 11;
-
-const FIM_PREFIX_TEXTS: &[&str] = &[
-    "<|fim_prefix|>",
-    "<fim-prefix>",
-    "<fim_prefix>",
-    "<｜fim▁begin｜>",
-    "<PRE>",
-    "▁<PRE>",
-    "<|code_prefix|>",
-    "<|prefix|>",
-];
-const FIM_SUFFIX_TEXTS: &[&str] = &[
-    "<|fim_suffix|>",
-    "<fim-suffix>",
-    "<fim_suffix>",
-    "<｜fim▁hole｜>",
-    "<SUF>",
-    "▁<SUF>",
-    "<|code_suffix|>",
-    "<|suffix|>",
-];
-const FIM_MIDDLE_TEXTS: &[&str] = &[
-    "<|fim_middle|>",
-    "<fim-middle>",
-    "<fim_middle>",
-    "<｜fim▁end｜>",
-    "<MID>",
-    "▁<MID>",
-    "<|code_middle|>",
-    "<|middle|>",
-];
-/// A model that starts a new file or pads has finished what it was asked to fill in.
-const FIM_END_TEXTS: [(&str, &[&str]); 3] = [
-    (
-        "tokenizer.ggml.fim_pad_token_id",
-        &["<|fim_pad|>", "<fim-pad>", "<fim_pad>", "<PAD>", "[PAD]"],
-    ),
-    (
-        "tokenizer.ggml.fim_rep_token_id",
-        &["<|fim_repo|>", "<|repo_name|>", "<fim-repo>", "<REPO>", "<reponame>"],
-    ),
-    ("tokenizer.ggml.fim_sep_token_id", &["<|file_sep|>"]),
-];
 
 fn read_names(
     metadata: &Metadata,
@@ -239,11 +189,23 @@ fn read_names(
         eot: read("tokenizer.ggml.eot_token_id", None)?,
         eom: read("tokenizer.ggml.eom_token_id", None)?,
         unknown: read("tokenizer.ggml.unknown_token_id", defaults.unknown)?,
-        separator: either("tokenizer.ggml.separator_token_id", "tokenizer.ggml.seperator_token_id")?,
+        separator: either(
+            "tokenizer.ggml.separator_token_id",
+            "tokenizer.ggml.seperator_token_id",
+        )?,
         padding: read("tokenizer.ggml.padding_token_id", None)?,
-        fim_prefix: either("tokenizer.ggml.fim_pre_token_id", "tokenizer.ggml.prefix_token_id")?,
-        fim_suffix: either("tokenizer.ggml.fim_suf_token_id", "tokenizer.ggml.suffix_token_id")?,
-        fim_middle: either("tokenizer.ggml.fim_mid_token_id", "tokenizer.ggml.middle_token_id")?,
+        fim_prefix: either(
+            "tokenizer.ggml.fim_pre_token_id",
+            "tokenizer.ggml.prefix_token_id",
+        )?,
+        fim_suffix: either(
+            "tokenizer.ggml.fim_suf_token_id",
+            "tokenizer.ggml.suffix_token_id",
+        )?,
+        fim_middle: either(
+            "tokenizer.ggml.fim_mid_token_id",
+            "tokenizer.ggml.middle_token_id",
+        )?,
     })
 }
 
@@ -255,11 +217,13 @@ fn read_id(
     default: Option<u32>,
 ) -> Result<Option<u32>, ModelFileError> {
     let inside = |id: &u32| (*id as usize) < vocabulary.len();
-    let id = metadata.unsigned(key).or_else(|error| match metadata.value(key) {
-        // Some converters write -1 for "none".
-        Some(crate::gguf::Value::Integer(_)) => Ok(None),
-        _ => Err(error),
-    })?;
+    let id = metadata
+        .unsigned(key)
+        .or_else(|error| match metadata.value(key) {
+            // Some converters write -1 for "none".
+            Some(crate::gguf::Value::Integer(_)) => Ok(None),
+            _ => Err(error),
+        })?;
     Ok(id
         .and_then(|id| u32::try_from(id).ok())
         .filter(inside)
@@ -282,83 +246,25 @@ fn finish(
     let flag = |key: &str, default| metadata.boolean(key).map(|value| value.unwrap_or(default));
     let add_bos = flag("tokenizer.ggml.add_bos_token", defaults.add_bos)? || defaults.force_bos;
     let add_eos = flag("tokenizer.ggml.add_eos_token", false)?;
-    let mut fim_ends = Vec::new();
-    for (key, texts) in FIM_END_TEXTS {
-        let id = read_id(metadata, &vocabulary, key, None)?;
-        fim_ends.extend(id.or_else(|| find_control(&mut vocabulary, texts)));
+    let mut fim_ends = [None; 3];
+    for (id, key) in fim_ends.iter_mut().zip(FIM_END_KEYS) {
+        *id = read_id(metadata, &vocabulary, key, None)?;
     }
-    let end_of_generation = find_ends(&mut vocabulary, &mut names, fim_ends);
+    let end_of_generation = find_ends(&mut vocabulary, &mut names, fim_ends, Vec::new());
     set_strip_rules(metadata, &mut vocabulary)?;
     Ok(Tokenizer {
         prefix: names.bos.filter(|_| add_bos).into_iter().collect(),
         suffix: names.eos.filter(|_| add_eos).into_iter().collect(),
         vocabulary,
         model,
-        precedence: Precedence::Longest,
         names,
         end_of_generation,
         add_space_prefix: false,
+        strip_space: false,
         warnings: Vec::new(),
-        all_special: OnceLock::new(),
-        user_defined: OnceLock::new(),
+        special: OnceLock::new(),
         decoded: OnceLock::new(),
     })
-}
-
-/// The first of `texts` that is a token; it becomes a control token.
-fn find_control(vocabulary: &mut Vocabulary, texts: &[&str]) -> Option<u32> {
-    let id = texts.iter().find_map(|text| vocabulary.token(text.as_bytes()))?;
-    vocabulary.set_kind(id, vocabulary.kind(id).with(Kind::CONTROL));
-    Some(id)
-}
-
-/// Completes `names` by well-known texts and collects the tokens that end a generation.
-fn find_ends(
-    vocabulary: &mut Vocabulary,
-    names: &mut SpecialNames,
-    mut ends: Vec<u32>,
-) -> Vec<u32> {
-    let by_text = |vocabulary: &mut Vocabulary, id: Option<u32>, texts: &[&str]| {
-        id.or_else(|| find_control(vocabulary, texts))
-    };
-    names.eot = by_text(vocabulary, names.eot, &END_TEXTS[..TURN_TEXTS]);
-    names.eom = by_text(vocabulary, names.eom, &["<|eom_id|>"]);
-    names.fim_prefix = by_text(vocabulary, names.fim_prefix, FIM_PREFIX_TEXTS);
-    names.fim_suffix = by_text(vocabulary, names.fim_suffix, FIM_SUFFIX_TEXTS);
-    names.fim_middle = by_text(vocabulary, names.fim_middle, FIM_MIDDLE_TEXTS);
-
-    for text in END_TEXTS {
-        ends.extend(find_control(vocabulary, &[text]));
-    }
-    // These frame channels that a program reads, so they are rendered.
-    for text in ["<|channel|>", "<|message|>", "<|start|>", "<|constrain|>"] {
-        if let Some(id) = vocabulary.token(text.as_bytes()) {
-            vocabulary.set_kind(id, Kind::USER_DEFINED);
-        }
-    }
-    ends.extend([names.eos, names.eot, names.eom].into_iter().flatten());
-    ends.sort_unstable();
-    ends.dedup();
-
-    let end = |text: &str| {
-        vocabulary
-            .token(text.as_bytes())
-            .filter(|id| ends.binary_search(id).is_ok())
-    };
-    let calls = end("<|call|>").or(end("<|calls|>")).is_some();
-    let harmony = end("<|return|>").or(end("<|flush|>")).is_some();
-    // In these families "<|end|>" ends a message, not the answer.
-    let message_end = end("<|end|>").filter(|_| calls && harmony);
-    // In these, "</s>" is a plain token.
-    let other_ends = end("<|tool_response>").or(end("<|plamo:eos|>")).is_some();
-    let plain_s = end("</s>").filter(|_| other_ends);
-    for (id, kind) in [(message_end, Kind::USER_DEFINED), (plain_s, Kind::NORMAL)] {
-        if let Some(id) = id {
-            ends.retain(|&end| end != id);
-            vocabulary.set_kind(id, kind);
-        }
-    }
-    ends
 }
 
 /// Whitespace around special tokens that some families swallow; GGUF files do not say which.
@@ -395,7 +301,10 @@ fn set_strip_rules(metadata: &Metadata, vocabulary: &mut Vocabulary) -> Result<(
 
 fn check_length(key: &'static str, found: usize, tokens: usize) -> Result<(), TokenizerError> {
     if found < tokens {
-        return Err(invalid(key, &format!("has {found} entries for {tokens} tokens")));
+        return Err(invalid(
+            key,
+            &format!("has {found} entries for {tokens} tokens"),
+        ));
     }
     Ok(())
 }
@@ -408,5 +317,8 @@ fn check_limit(what: &'static str, found: usize, limit: u64) -> Result<(), Token
 }
 
 fn invalid(key: &'static str, what: &str) -> TokenizerError {
-    TokenizerError::Invalid { key, what: what.to_owned() }
+    TokenizerError::Invalid {
+        key,
+        what: what.to_owned(),
+    }
 }

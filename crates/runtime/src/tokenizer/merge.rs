@@ -117,7 +117,10 @@ impl Merger {
         }
         while let Some(Reverse(candidate)) = heap.pop() {
             let left = candidate.left;
-            let Link { previous, next: right } = links[left as usize];
+            let Link {
+                previous,
+                next: right,
+            } = links[left as usize];
             // A symbol that was merged away has an empty range.
             let current = symbols[left as usize];
             if right == NONE
@@ -161,19 +164,29 @@ mod tests {
     fn scan_and_heap_agree() {
         let find = |left: Symbol, right: Symbol| {
             let id = left.id.wrapping_mul(31).wrapping_add(right.id) % 97;
-            (id % 3 != 0).then_some(Merge { order: id % 11, id })
+            (!id.is_multiple_of(3)).then_some(Merge { order: id % 11, id })
         };
         let mut state = 1u32;
         for length in 0..300u32 {
             let symbols: Vec<Symbol> = (0..length)
                 .map(|start| {
                     state = state.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
-                    Symbol { id: state >> 26, start, end: start + 1 }
+                    Symbol {
+                        id: state >> 26,
+                        start,
+                        end: start + 1,
+                    }
                 })
                 .collect();
-            let mut scanned = Merger { symbols: symbols.clone(), ..Merger::default() };
+            let mut scanned = Merger {
+                symbols: symbols.clone(),
+                ..Merger::default()
+            };
             scanned.scan(find);
-            let mut heaped = Merger { symbols, ..Merger::default() };
+            let mut heaped = Merger {
+                symbols,
+                ..Merger::default()
+            };
             if length > 0 {
                 heaped.heap(find);
             }

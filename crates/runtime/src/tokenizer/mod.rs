@@ -11,6 +11,7 @@ mod bpe;
 mod byte_alphabet;
 mod decode;
 mod from_gguf;
+mod hf;
 mod merge;
 mod pretokenizer;
 mod sentencepiece;
@@ -18,18 +19,25 @@ mod special;
 mod unicode;
 mod unicode_runs;
 mod vocabulary;
+mod well_known;
 mod word_cache;
 
 use std::borrow::Cow;
+use std::path::Path;
 use std::sync::{Arc, OnceLock};
 
 use bpe::{Alphabet, BytePair};
 pub use decode::StreamDecoder;
+use hf::Pipeline;
+use pretokenizer::{Stage, split_words};
 use sentencepiece::{SPACE, SentencePiece};
-use special::{Fragment, Precedence, SpecialTokens};
+use special::{Fragment, SpecialTokens};
+use unicode::{Char, Tables};
 use vocabulary::{Kind, Vocabulary};
 
-use crate::gguf::ModelFileError;
+use crate::Limits;
+use crate::gguf::{ModelFile, ModelFileError};
+use crate::source;
 
 /// Why a tokenizer cannot be made.
 #[derive(Debug, thiserror::Error)]
@@ -68,8 +76,50 @@ pub enum TokenizerError {
         /// Name in the file.
         name: String,
     },
+    /// A file beside the model cannot be read.
+    #[error("{file}: cannot be read: {source}")]
+    Io {
+        /// The file.
+        file: String,
+        /// What the operating system said.
+        source: std::io::Error,
+    },
+    /// A JSON file is not what it should be.
+    #[error("{file}: {what}")]
+    Json {
+        /// The file.
+        file: String,
+        /// What is wrong, and where.
+        what: String,
+    },
+    /// The `tokenizer.json` asks for something that is not implemented, so any ids would be wrong.
+    #[error("{what} in tokenizer.json is not supported; use the model's GGUF file")]
+    Unsupported {
+        /// What is asked for.
+        what: String,
+    },
+    /// Two tokens have the same text.
+    #[error(
+        "the tokens {first} and {second} have the same text; the file is damaged, fetch it again"
+    )]
+    Duplicate {
+        /// Lower id.
+        first: u32,
+        /// Higher id.
+        second: u32,
+    },
+    /// A directory has no tokenizer, or several.
+    #[error("{directory} has {found}; name the file to use")]
+    Directory {
+        /// The directory.
+        directory: String,
+        /// What was found instead of one tokenizer.
+        found: String,
+    },
     /// Something is larger than the limits allow.
-    #[error("{what} has {found} entries or bytes where at most {limit} are allowed; raise the limit if you trust the file")]
+    #[error(
+        "{what} has {found} entries or bytes where at most {limit} are allowed; raise the limit if you trust the file"
+    )]
     TooLarge {
         /// What is too large.
         what: &'static str,
@@ -94,7 +144,6 @@ pub struct EncodeOptions {
 pub struct Tokenizer {
     vocabulary: Vocabulary,
     model: Model,
-    precedence: Precedence,
     names: SpecialNames,
     /// Added around a text by [`EncodeOptions::add_special`].
     prefix: Vec<u32>,
@@ -102,15 +151,26 @@ pub struct Tokenizer {
     end_of_generation: Vec<u32>,
     /// SentencePiece: a text that starts or follows a special token gets a leading space.
     add_space_prefix: bool,
+    /// A decoded text loses the leading space that encoding added.
+    strip_space: bool,
     warnings: Vec<String>,
-    all_special: OnceLock<SpecialTokens>,
-    user_defined: OnceLock<SpecialTokens>,
+    /// Tokens that GGUF models look for in raw text.
+    special: OnceLock<SpecialTokens>,
     decoded: OnceLock<DecodedPieces>,
 }
 
 enum Model {
-    BytePair(BytePair),
+    /// From GGUF: merges inside the words of a pre-tokenizer.
+    Words { model: BytePair, stages: Vec<Stage> },
+    /// From GGUF: score-ordered merges.
     SentencePiece(SentencePiece),
+    /// From `tokenizer.json`.
+    Pipeline {
+        model: BytePair,
+        pipeline: Pipeline,
+        /// How pieces spell text.
+        spelling: Alphabet,
+    },
 }
 
 /// Tokens with a role, where the model has them.
@@ -146,6 +206,33 @@ struct DecodedPieces {
 }
 
 impl Tokenizer {
+    /// Opens the tokenizer of a GGUF file (one with a vocabulary only is enough), a `tokenizer.json`, or a
+    /// directory that holds either.
+    ///
+    /// # Errors
+    /// [`TokenizerError`] says what is wrong with which file.
+    pub fn open(path: &Path, limits: &Limits) -> Result<Self, TokenizerError> {
+        if path.is_dir() {
+            if path.join(hf::FILE).is_file() {
+                return Self::from_hf_dir(path, limits);
+            }
+            return Self::open_gguf(&only_gguf(path)?, limits);
+        }
+        match path.extension().and_then(|extension| extension.to_str()) {
+            Some("json") => hf::open(path, limits),
+            _ => Self::open_gguf(path, limits),
+        }
+    }
+
+    fn open_gguf(path: &Path, limits: &Limits) -> Result<Self, TokenizerError> {
+        let source = source::open(path).map_err(|source| TokenizerError::Io {
+            file: path.display().to_string(),
+            source,
+        })?;
+        // The vocabulary is in the first shard, so the others are not needed.
+        Self::from_gguf(&ModelFile::from_source(source, limits)?.metadata, limits)
+    }
+
     /// The ids of `text`.
     pub fn encode(&self, text: &str, options: EncodeOptions) -> Vec<u32> {
         self.encode_bytes(text.as_bytes(), options)
@@ -160,16 +247,20 @@ impl Tokenizer {
         if options.add_special {
             out.extend_from_slice(&self.prefix);
         }
-        let specials = self.special_tokens(options.parse_special);
-        let mut after_special = true;
-        for fragment in specials.partition(&self.vocabulary, text) {
-            match fragment {
-                Fragment::Token(id) => out.push(id),
-                Fragment::Text(ref range) => {
-                    self.encode_fragment(&text[range.clone()], after_special, &mut out);
-                }
+        match &self.model {
+            Model::Pipeline {
+                model, pipeline, ..
+            } => {
+                let text = replace_damage(text);
+                pipeline.encode(
+                    &self.vocabulary,
+                    model,
+                    &text,
+                    options.parse_special,
+                    &mut out,
+                );
             }
-            after_special = matches!(fragment, Fragment::Token(_));
+            _ => self.encode_gguf(text, options.parse_special, &mut out),
         }
         if options.add_special {
             out.extend_from_slice(&self.suffix);
@@ -181,7 +272,7 @@ impl Tokenizer {
     ///
     /// The space that SentencePiece models add in front of a text is dropped again.
     pub fn decode(&self, ids: &[u32], with_special: bool) -> String {
-        let mut decoder = StreamDecoder::new(self, with_special, self.add_space_prefix);
+        let mut decoder = StreamDecoder::new(self, with_special, self.strip_space);
         let mut text = String::new();
         for &id in ids {
             text.push_str(&decoder.push(id));
@@ -196,7 +287,10 @@ impl Tokenizer {
     }
 
     /// The same, sharing ownership of the tokenizer.
-    pub fn shared_stream_decoder(self: &Arc<Self>, with_special: bool) -> StreamDecoder<Arc<Tokenizer>> {
+    pub fn shared_stream_decoder(
+        self: &Arc<Self>,
+        with_special: bool,
+    ) -> StreamDecoder<Arc<Tokenizer>> {
         StreamDecoder::new(self.clone(), with_special, false)
     }
 
@@ -274,14 +368,20 @@ impl Tokenizer {
         &self.warnings
     }
 
-    fn special_tokens(&self, control_too: bool) -> &SpecialTokens {
-        let (cell, except) = match control_too {
-            true => (&self.all_special, Kind::NONE),
-            false => (&self.user_defined, Kind::SPECIAL),
-        };
-        cell.get_or_init(|| {
-            SpecialTokens::new(&self.vocabulary, Kind::MATCHED, except, self.precedence)
-        })
+    fn encode_gguf(&self, text: &[u8], parse_special: bool, out: &mut Vec<u32>) {
+        let special = self
+            .special
+            .get_or_init(|| SpecialTokens::of_vocabulary(&self.vocabulary));
+        let mut after_special = true;
+        for fragment in special.partition(text, parse_special) {
+            match fragment {
+                Fragment::Token(id) => out.push(id),
+                Fragment::Text(ref range) => {
+                    self.encode_fragment(&text[range.clone()], after_special, out);
+                }
+            }
+            after_special = matches!(fragment, Fragment::Token(_));
+        }
     }
 
     fn encode_fragment(&self, text: &[u8], after_special: bool, out: &mut Vec<u32>) {
@@ -291,15 +391,26 @@ impl Tokenizer {
                 let escaped = escape_spaces(text, prefix);
                 model.encode(&self.vocabulary, &escaped, out);
             }
-            Model::BytePair(model) => {
-                let text = replace_damage(text);
-                match model.alphabet {
-                    Alphabet::Bytes => model.encode(&self.vocabulary, &text, out),
-                    Alphabet::Text => {
-                        model.encode(&self.vocabulary, &text.replace(' ', SPACE), out);
-                    }
+            Model::Words { model, stages } => {
+                let mut text = replace_damage(text);
+                if model.alphabet == Alphabet::Text {
+                    text = Cow::Owned(text.replace(' ', SPACE));
                 }
+                let mut chars: Vec<Char> = Vec::new();
+                unicode::decode(&text, Tables::shared(), &mut chars);
+                let mut lengths = Vec::new();
+                split_words(stages, &chars, &mut lengths);
+                let (mut first, mut start) = (0, 0);
+                let words = lengths.iter().map(|length| {
+                    let word = &chars[first..first + length];
+                    let end = start + word.iter().map(|c| c.utf8_len()).sum::<usize>();
+                    let word = &text[start..end];
+                    (first, start) = (first + length, end);
+                    word
+                });
+                model.encode_words(&self.vocabulary, words, out);
             }
+            Model::Pipeline { .. } => {}
         }
     }
 
@@ -319,7 +430,18 @@ impl Tokenizer {
             out.extend(byte_token(text));
         } else if kind.any(Kind::NORMAL) {
             match &self.model {
-                Model::BytePair(model) if model.alphabet == Alphabet::Bytes => {
+                Model::Words {
+                    model:
+                        BytePair {
+                            alphabet: Alphabet::Bytes,
+                            ..
+                        },
+                    ..
+                }
+                | Model::Pipeline {
+                    spelling: Alphabet::Bytes,
+                    ..
+                } => {
                     byte_alphabet::append_bytes(text, out);
                 }
                 _ => append_unescaped(text, out),
@@ -370,12 +492,43 @@ fn escape_spaces(text: &[u8], prefix: bool) -> Vec<u8> {
 
 fn append_unescaped(text: &[u8], out: &mut Vec<u8>) {
     let mut rest = text;
-    while let Some(found) = memchr::memmem::find(rest, SPACE.as_bytes()) {
-        out.extend_from_slice(&rest[..found]);
-        out.push(b' ');
-        rest = &rest[found + SPACE.len()..];
+    while let [first, ..] = rest {
+        match rest.strip_prefix(SPACE.as_bytes()) {
+            Some(after) => {
+                out.push(b' ');
+                rest = after;
+            }
+            None => {
+                out.push(*first);
+                rest = &rest[1..];
+            }
+        }
     }
-    out.extend_from_slice(rest);
+}
+
+/// The one GGUF file of a directory.
+fn only_gguf(directory: &Path) -> Result<std::path::PathBuf, TokenizerError> {
+    let read = std::fs::read_dir(directory).map_err(|source| TokenizerError::Io {
+        file: directory.display().to_string(),
+        source,
+    })?;
+    let mut found: Vec<_> = read
+        .filter_map(|entry| Some(entry.ok()?.path()))
+        .filter(|path| {
+            path.extension()
+                .is_some_and(|extension| extension == "gguf")
+        })
+        .collect();
+    match found.len() {
+        1 => Ok(found.remove(0)),
+        count => Err(TokenizerError::Directory {
+            directory: directory.display().to_string(),
+            found: match count {
+                0 => "neither a tokenizer.json nor a GGUF file".to_owned(),
+                _ => format!("{count} GGUF files"),
+            },
+        }),
+    }
 }
 
 /// Each byte that is not part of a character becomes U+FFFD.
@@ -390,3 +543,6 @@ fn replace_damage(bytes: &[u8]) -> Cow<'_, str> {
     }
     Cow::Owned(text)
 }
+
+#[cfg(test)]
+mod tests;

@@ -113,9 +113,11 @@ impl SentencePiece {
             };
             match token {
                 Some(id) => out.push(id),
-                None => out.extend(piece.iter().filter_map(|&byte| {
-                    self.byte_tokens[usize::from(byte)].or(self.unknown)
-                })),
+                None => out.extend(
+                    piece
+                        .iter()
+                        .filter_map(|&byte| self.byte_tokens[usize::from(byte)].or(self.unknown)),
+                ),
             }
         }
     }
@@ -140,7 +142,11 @@ fn order(score: f32) -> u32 {
         return u32::MAX;
     }
     let bits = (score + 0.0).to_bits();
-    let ascending = if bits >> 31 == 1 { !bits } else { bits | 1 << 31 };
+    let ascending = if bits >> 31 == 1 {
+        !bits
+    } else {
+        bits | 1 << 31
+    };
     !ascending
 }
 
@@ -149,7 +155,10 @@ fn space_joins(vocabulary: &Vocabulary) -> [bool; 256] {
     for id in 0..vocabulary.len() as u32 {
         let text = vocabulary.text(id).unwrap_or_default();
         let mut search = 1;
-        while let Some(found) = text.get(search..).and_then(|rest| find(rest, SPACE.as_bytes())) {
+        while let Some(found) = text
+            .get(search..)
+            .and_then(|rest| find(rest, SPACE.as_bytes()))
+        {
             joins[usize::from(text[search + found - 1])] = true;
             search += found + SPACE.len();
         }
@@ -167,7 +176,15 @@ mod tests {
 
     #[test]
     fn orders_follow_scores_downwards() {
-        let scores = [f32::INFINITY, 3.5, 0.0, -0.25, -1e30, f32::NEG_INFINITY, f32::NAN];
+        let scores = [
+            f32::INFINITY,
+            3.5,
+            0.0,
+            -0.25,
+            -1e30,
+            f32::NEG_INFINITY,
+            f32::NAN,
+        ];
         for pair in scores.windows(2) {
             assert!(order(pair[0]) < order(pair[1]), "{pair:?}");
         }

@@ -58,8 +58,7 @@ const fn set(categories: &[Category]) -> CategorySet {
 pub(super) const LETTER: CategorySet = set(&[C::Ll, C::Lm, C::Lo, C::Lt, C::Lu]);
 pub(super) const MARK: CategorySet = set(&[C::Mc, C::Me, C::Mn]);
 pub(super) const NUMBER: CategorySet = set(&[C::Nd, C::Nl, C::No]);
-pub(super) const PUNCTUATION: CategorySet =
-    set(&[C::Pc, C::Pd, C::Pe, C::Pf, C::Pi, C::Po, C::Ps]);
+pub(super) const PUNCTUATION: CategorySet = set(&[C::Pc, C::Pd, C::Pe, C::Pf, C::Pi, C::Po, C::Ps]);
 pub(super) const SYMBOL: CategorySet = set(&[C::Sc, C::Sk, C::Sm, C::So]);
 pub(super) const SEPARATOR: CategorySet = set(&[C::Zl, C::Zp, C::Zs]);
 pub(super) const OTHER: CategorySet = set(&[C::Cn, C::Cc, C::Cf, C::Co, C::Cs]);
@@ -262,11 +261,19 @@ mod tests {
         for pair in RUNS.windows(2) {
             let (first, next) = (pair[0] >> 8, pair[1] >> 8);
             for code_point in [first, next - 1] {
-                assert_eq!(tables.category(code_point), pair[0] as u8, "U+{code_point:04X}");
+                assert_eq!(
+                    tables.category(code_point),
+                    pair[0] as u8,
+                    "U+{code_point:04X}"
+                );
             }
         }
         for c in '\0'..=char::MAX {
-            assert_eq!(Char::new(c as u32, tables).is_whitespace(), c.is_whitespace(), "{c:?}");
+            assert_eq!(
+                Char::new(c as u32, tables).is_whitespace(),
+                c.is_whitespace(),
+                "{c:?}"
+            );
             assert_eq!(Char::new(c as u32, tables).utf8_len(), c.len_utf8());
         }
         assert!(Char::new('é' as u32, tables).is_letter());

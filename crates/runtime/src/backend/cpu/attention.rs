@@ -80,9 +80,11 @@ fn table(
     let name = match &rope.factors {
         RopeFactors::None => None,
         RopeFactors::Always(name) => Some(name),
-        RopeFactors::ByContext { short, long } => {
-            Some(if context > rope.original_context { long } else { short })
-        }
+        RopeFactors::ByContext { short, long } => Some(if context > rope.original_context {
+            long
+        } else {
+            short
+        }),
     };
     let factors = match name {
         None => None,
@@ -91,7 +93,10 @@ fn table(
                 Some(factors) => factors.clone(),
                 None => read_vector(file, name, rope.dimensions / 2)?,
             };
-            if factors.iter().any(|&factor| factor == 0.0 || !factor.is_finite()) {
+            if factors
+                .iter()
+                .any(|&factor| factor == 0.0 || !factor.is_finite())
+            {
                 return Err(ModelFileError::Tensor {
                     tensor: name.clone(),
                     what: "holds a frequency factor that is zero or not finite".into(),
@@ -200,13 +205,7 @@ pub(super) fn attention<'e>(
     }
 }
 
-fn attend(
-    engine: &Engine,
-    index: usize,
-    spec: &Attention,
-    parts: &[Part],
-    scratch: &mut Scratch,
-) {
+fn attend(engine: &Engine, index: usize, spec: &Attention, parts: &[Part], scratch: &mut Scratch) {
     let slopes = spec
         .alibi_max_bias
         .map(|max_bias| alibi_slopes(spec.heads, max_bias));

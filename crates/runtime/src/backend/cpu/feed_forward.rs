@@ -27,11 +27,7 @@ pub(super) fn feed_forward<'e>(
         }
         (FeedForward::Plain { activation, .. }, FeedForwardWeights::Plain { up, down }) => {
             let inner = &mut scratch.inner[..rows * up.packed.rows()];
-            ondine_kernels::matmul_group(
-                &engine.context(),
-                &mut [job(up, inner)],
-                &scratch.input,
-            );
+            ondine_kernels::matmul_group(&engine.context(), &mut [job(up, inner)], &scratch.input);
             ops::activate(engine.isa, kernel_activation(*activation), inner);
             Some(inner_projection(down))
         }
@@ -100,7 +96,13 @@ fn mixture(
             .map(|(row, _, weight)| (*row, *weight))
             .collect();
         if !mine.is_empty() {
-            run_expert(engine, &spec.experts[expert].activation, weights, &mine, scratch);
+            run_expert(
+                engine,
+                &spec.experts[expert].activation,
+                weights,
+                &mine,
+                scratch,
+            );
         }
     }
     if let (Some(shared), Some(shared_spec)) = (shared, &spec.shared) {
@@ -137,7 +139,11 @@ fn route(
         ops::top_k(scores, &mut chosen);
         let sum: f32 = chosen.iter().map(|&expert| scores[expert]).sum();
         // The smallest normal f16 keeps a sum of zeros from dividing, as the reference does.
-        let divisor = if spec.normalise { sum.max(6.103_515_6e-5) } else { 1.0 };
+        let divisor = if spec.normalise {
+            sum.max(6.103_515_6e-5)
+        } else {
+            1.0
+        };
         for &expert in &chosen {
             routed.push((row, expert, scores[expert] / divisor * spec.weight_scale));
         }
@@ -164,7 +170,13 @@ fn run_expert(
         .inner_input
         .quantize(&context, &picked, mine.len(), width);
     let mut inner = vec![0.0; mine.len() * inner_width];
-    gated(engine, weights, *activation, &scratch.inner_input, &mut inner);
+    gated(
+        engine,
+        weights,
+        *activation,
+        &scratch.inner_input,
+        &mut inner,
+    );
     scratch
         .inner_input
         .quantize(&context, &inner, mine.len(), inner_width);

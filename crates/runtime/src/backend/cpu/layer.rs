@@ -34,7 +34,13 @@ pub(super) fn embed(engine: &Engine, tokens: &[u32], parts: &[Part], scratch: &m
     }
     if let (Some(norm), Some(norm_weights)) = (&engine.spec.embedding_norm, &weights.embedding_norm)
     {
-        normalise(engine, norm, norm_weights, &scratch.hidden, &mut scratch.normed);
+        normalise(
+            engine,
+            norm,
+            norm_weights,
+            &scratch.hidden,
+            &mut scratch.normed,
+        );
         std::mem::swap(&mut scratch.hidden, &mut scratch.normed);
     }
 }
@@ -47,10 +53,18 @@ pub(super) fn layer(engine: &Engine, index: usize, parts: &mut [Part], scratch: 
 
     norm_input(engine, &spec.mixer_norm, &weights.mixer_norm, scratch);
     let output = mixer(engine, index, parts, scratch);
-    let post = spec.mixer_post_norm.as_ref().zip(weights.mixer_post_norm.as_ref());
+    let post = spec
+        .mixer_post_norm
+        .as_ref()
+        .zip(weights.mixer_post_norm.as_ref());
     project_and_add(engine, output, post, spec.residual_scale, scratch);
 
-    norm_input(engine, &spec.feed_forward_norm, &weights.feed_forward_norm, scratch);
+    norm_input(
+        engine,
+        &spec.feed_forward_norm,
+        &weights.feed_forward_norm,
+        scratch,
+    );
     let post = spec
         .feed_forward_post_norm
         .as_ref()
@@ -153,9 +167,12 @@ fn project_and_add(
         Source::Inner => &scratch.inner,
     };
     let context = engine.context();
-    scratch
-        .inner_input
-        .quantize(&context, &from[..scratch.rows * columns], scratch.rows, columns);
+    scratch.inner_input.quantize(
+        &context,
+        &from[..scratch.rows * columns],
+        scratch.rows,
+        columns,
+    );
     let out = match post {
         None => &mut scratch.hidden,
         Some(_) => &mut scratch.branch,

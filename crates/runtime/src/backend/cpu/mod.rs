@@ -20,7 +20,7 @@ use super::{
 };
 use crate::gguf::ModelFile;
 use crate::kv_cache::{History, LayerState, PageList, SequenceState};
-use crate::model::{Mixer, ModelSpec};
+use crate::model::{Attention, Mixer, ModelSpec};
 use attention::RopeTables;
 use scratch::Scratch;
 use weights::Weights;
@@ -79,10 +79,9 @@ impl Backend for CpuBackend {
 
     fn fits(&self, spec: &ModelSpec, options: &LoadOptions) -> Result<Fit, Unavailable> {
         let context = options.context.unwrap_or(spec.context_length) as u64;
-        let elements = spec.kv_elements_per_position() as u64;
         Ok(Fit {
             weights: 0,
-            kv: elements * context * options.kv_type.bits_per_element() as u64 / 8,
+            kv: kv_bytes_per_position(spec, options.kv_type) * context,
         })
     }
 
@@ -117,6 +116,24 @@ impl Backend for CpuBackend {
             scratch: Scratch::default(),
         }))
     }
+}
+
+fn kv_shape(attention: &Attention, kv_type: KvType) -> KvShape {
+    KvShape {
+        kv_heads: attention.kv_heads,
+        head_dim_k: attention.key_dim,
+        head_dim_v: attention.value_dim,
+        kv_type,
+    }
+}
+
+/// Bytes of keys and values of one position in all layers.
+fn kv_bytes_per_position(spec: &ModelSpec, kv_type: KvType) -> u64 {
+    let layers = spec.layers.iter().map(|layer| match &layer.mixer {
+        Mixer::Attention(attention) => kv_shape(attention, kv_type).page_bytes() / PAGE_TOKENS,
+        Mixer::ShortConvolution(_) => 0,
+    });
+    layers.sum::<usize>() as u64
 }
 
 /// One thread per core that this process may use.
@@ -201,9 +218,9 @@ impl Decoder for CpuDecoder {
         for (index, run) in batch.iter().enumerate() {
             let mut start = 0;
             while start < run.tokens.len() {
-                let repeated = chunk
-                    .iter()
-                    .any(|(other, _): &(usize, Range<usize>)| batch[*other].sequence == run.sequence);
+                let repeated = chunk.iter().any(|(other, _): &(usize, Range<usize>)| {
+                    batch[*other].sequence == run.sequence
+                });
                 if rows == self.chunk || repeated {
                     self.forward_chunk(batch, &chunk, scores);
                     chunk.clear();
@@ -256,11 +273,7 @@ impl Decoder for CpuDecoder {
         Ok(state.save(out)?)
     }
 
-    fn restore(
-        &mut self,
-        length: usize,
-        input: &mut dyn Read,
-    ) -> Result<SequenceId, BackendError> {
+    fn restore(&mut self, length: usize, input: &mut dyn Read) -> Result<SequenceId, BackendError> {
         if length > self.context {
             return Err(BackendError::ContextFull {
                 wanted: length,
@@ -279,6 +292,7 @@ impl Decoder for CpuDecoder {
             weights: self.engine.weights.bytes(),
             read_per_token: self.engine.weights.bytes_per_token(&self.engine.spec),
             kv: self.sequences.values().map(SequenceState::bytes).sum(),
+            kv_per_position: kv_bytes_per_position(&self.engine.spec, self.kv_type),
             scratch: self.scratch.bytes(),
         }
     }
@@ -296,12 +310,7 @@ impl CpuDecoder {
         let spec = &self.engine.spec;
         let layers = spec.layers.iter().map(|layer| match &layer.mixer {
             Mixer::Attention(attention) => LayerState::Pages(PageList::new(
-                KvShape {
-                    kv_heads: attention.kv_heads,
-                    head_dim_k: attention.key_dim,
-                    head_dim_v: attention.value_dim,
-                    kv_type: self.kv_type,
-                },
+                kv_shape(attention, self.kv_type),
                 attention.window,
             )),
             Mixer::ShortConvolution(convolution) => {

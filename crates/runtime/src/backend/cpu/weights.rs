@@ -4,7 +4,8 @@ use std::collections::HashMap;
 use std::ops::Range;
 use std::sync::Arc;
 
-use ondine_kernels::{PackedMatrix, ShortConvolution, dequantize};
+use ondine_kernels::ops::ShortConvolution;
+use ondine_kernels::{PackedMatrix, dequantize};
 
 use crate::gguf::{ModelFile, ModelFileError, TensorInfo};
 use crate::model::{self, Experts, FeedForward, GatedFeedForward, Linear, Mixer, ModelSpec, Norm};
@@ -80,10 +81,7 @@ pub(super) struct GatedWeights {
 }
 
 impl Weights {
-    pub(super) fn load(
-        file: &ModelFile,
-        spec: &ModelSpec,
-    ) -> Result<Self, ModelFileError> {
+    pub(super) fn load(file: &ModelFile, spec: &ModelSpec) -> Result<Self, ModelFileError> {
         let mut loader = Loader::new(file);
         let token_embedding = loader.matrix(&spec.token_embedding)?.packed;
         let output = loader.matrix(&spec.output)?;
@@ -300,7 +298,8 @@ impl<'a> Loader<'a> {
         let row_bytes = tensor
             .tensor_type
             .row_bytes(linear.columns)
-            .ok_or_else(|| refuse("has rows of partial blocks".into()))? as u64;
+            .ok_or_else(|| refuse("has rows of partial blocks".into()))?
+            as u64;
         let mut builder = PackedMatrix::builder(tensor.tensor_type, linear.rows, linear.columns)
             .map_err(|error| refuse(error.to_string()))?;
         let rows_per_slab = (SLAB_BYTES / row_bytes.max(1)).max(16) as usize;
@@ -323,12 +322,11 @@ impl<'a> Loader<'a> {
             what: what.to_owned(),
         };
         let block = tensor.tensor_type.block_len();
-        if range.start % block != 0 || range.end % block != 0 {
+        if !range.start.is_multiple_of(block) || !range.end.is_multiple_of(block) {
             return Err(refuse("has partial blocks"));
         }
-        let bytes_of = |elements: usize| {
-            (elements / block * tensor.tensor_type.block_bytes()) as u64
-        };
+        let bytes_of =
+            |elements: usize| (elements / block * tensor.tensor_type.block_bytes()) as u64;
         let mut out = vec![0.0; range.len()];
         self.with_bytes(tensor, bytes_of(range.start)..bytes_of(range.end), |raw| {
             dequantize(tensor.tensor_type, raw, &mut out)
@@ -338,10 +336,12 @@ impl<'a> Loader<'a> {
     }
 
     fn tensor(&self, name: &str) -> Result<&TensorInfo, ModelFileError> {
-        self.file.tensor(name).ok_or_else(|| ModelFileError::Tensor {
-            tensor: name.to_owned(),
-            what: "is missing; convert the model again".into(),
-        })
+        self.file
+            .tensor(name)
+            .ok_or_else(|| ModelFileError::Tensor {
+                tensor: name.to_owned(),
+                what: "is missing; convert the model again".into(),
+            })
     }
 
     /// Shows bytes `range` of a tensor to `read`, then gives their pages back.
@@ -371,6 +371,7 @@ impl<'a> Loader<'a> {
                 file: source.name().to_owned(),
                 source: error,
             })?;
+        source.release(range);
         Ok(read(&copy))
     }
 }

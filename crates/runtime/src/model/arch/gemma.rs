@@ -14,7 +14,7 @@ pub(super) fn describe_gemma2(model: &Builder<'_>) -> Result<ModelSpec, ModelFil
         attention.rope = Some(layer.rope(RopeStyle::Halves)?);
         attention.softcap = positive(model.float("attn_logit_softcapping")?.or(Some(50.0)));
         attention.window = layer.window(2)?;
-        attention.scale = attention_scale(model, &attention, 46);
+        attention.scale = attention_scale(model, &attention, 46)?;
         Ok(attention)
     })?;
     spec.logit_softcap = positive(model.float("final_logit_softcapping")?.or(Some(30.0)));
@@ -32,7 +32,7 @@ pub(super) fn describe_gemma3(model: &Builder<'_>) -> Result<ModelSpec, ModelFil
         }
         attention.rope = Some(rope);
         attention.query_key_norm = Some(layer.query_key_norm(true)?);
-        attention.scale = attention_scale(model, &attention, 62);
+        attention.scale = attention_scale(model, &attention, 62)?;
         Ok(attention)
     })?;
     spec.logit_softcap = positive(model.float("final_logit_softcapping")?);
@@ -59,15 +59,22 @@ fn describe(
     Ok(spec)
 }
 
-/// The 27B models scale by the embedding's share of a head instead of the head size; they are known
-/// by their number of layers.
-fn attention_scale(model: &Builder<'_>, attention: &Attention, layers_of_27b: usize) -> f32 {
+/// The declared scale, else one over the root of the head size. The 27B models scale by the
+/// embedding's share of a head instead; they are known by their number of layers.
+fn attention_scale(
+    model: &Builder<'_>,
+    attention: &Attention,
+    layers_of_27b: usize,
+) -> Result<f32, ModelFileError> {
+    if let Some(scale) = positive(model.float("attention.scale")?) {
+        return Ok(scale);
+    }
     let dim = if model.layers == layers_of_27b {
         model.embedding / attention.heads
     } else {
         attention.key_dim
     };
-    1.0 / (dim as f32).sqrt()
+    Ok(1.0 / (dim as f32).sqrt())
 }
 
 fn positive(value: Option<f32>) -> Option<f32> {

@@ -1,4 +1,5 @@
-//! Llama 2 and 3, Mistral, SmolLM2, TinyLlama; Mixtral with its experts.
+//! Llama 2 and 3, Mistral (with its window, where declared), SmolLM2, TinyLlama; Mixtral with its
+//! experts.
 //!
 //! Touvron et al. 2023 (arXiv 2302.13971); Llama 3.1's frequency factors come as `rope_freqs`.
 
@@ -13,6 +14,9 @@ pub(super) fn describe(model: &Builder<'_>) -> Result<ModelSpec, ModelFileError>
         let mut rope = layer.rope(RopeStyle::Adjacent)?;
         rope.factors = layer.rope_factors(rope.dimensions)?;
         attention.rope = Some(rope);
+        attention.window = model
+            .optional("attention.sliding_window", u64::from(u32::MAX))?
+            .filter(|&window| window > 0);
         if let Some(scale) = model.float("attention.scale")? {
             attention.scale = scale;
         }

@@ -1,6 +1,8 @@
 //! Character classes of the regular-expression engine.
 
-use super::super::unicode::{CategorySet, Char, DECIMAL, LETTER, MARK, NUMBER, PUNCTUATION, SYMBOL, Tables, category_set};
+use super::super::unicode::{
+    CategorySet, Char, DECIMAL, LETTER, MARK, NUMBER, PUNCTUATION, SYMBOL, Tables, category_set,
+};
 
 /// Whose meaning of `\s`, `\d` and `\p{..}` holds.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -129,8 +131,9 @@ impl ClassBuilder {
                 }
             }
             ('w', Dialect::Unicode) => {
-                inner.class.categories =
-                    LETTER | MARK | DECIMAL | category_set("Pc").unwrap_or_default();
+                let more = ["Nd", "Nl", "Pc"].into_iter().filter_map(category_set);
+                inner.class.categories = more.fold(LETTER | MARK, |all, more| all | more);
+                inner.class.ranges.extend_from_slice(ENCLOSED_LETTERS);
             }
             _ => return false,
         }
@@ -195,6 +198,14 @@ impl ClassBuilder {
             .fold(categories, |all, major| all | major)
     }
 }
+
+/// Symbols with the property `Other_Alphabetic` (`PropList.txt` 15.1): letters in circles and squares.
+const ENCLOSED_LETTERS: &[(u32, u32)] = &[
+    (0x24B6, 0x24E9),
+    (0x1F130, 0x1F149),
+    (0x1F150, 0x1F169),
+    (0x1F170, 0x1F189),
+];
 
 /// Script property Han (`Scripts.txt` 15.1).
 const HAN: &[(u32, u32)] = &[

@@ -9,6 +9,8 @@ mod split;
 
 pub(super) use class::Dialect;
 pub(super) use pattern::Pattern;
+#[cfg(test)]
+pub(super) use presets::NAMES;
 pub(super) use presets::{Preset, preset};
 pub(super) use split::Llama3Style;
 
@@ -29,7 +31,7 @@ pub(super) enum Stage {
 
 impl Stage {
     /// Splits one word into `emit`ted lengths that add up to it.
-    fn split(&self, chars: &[Char], mut emit: impl FnMut(usize)) {
+    pub(super) fn split(&self, chars: &[Char], mut emit: impl FnMut(usize)) {
         match self {
             Stage::Gpt2 => split::gpt2(chars, emit),
             Stage::Llama3(style) => split::llama3(chars, *style, emit),
@@ -74,6 +76,3 @@ pub(super) fn split_words(stages: &[Stage], chars: &[Char], words: &mut Vec<usiz
         std::mem::swap(words, &mut next);
     }
 }
-
-#[cfg(test)]
-mod tests;

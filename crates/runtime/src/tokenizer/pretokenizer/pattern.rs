@@ -40,12 +40,20 @@ enum Instruction {
         possessive: bool,
     },
     /// Try `prefer` first, then `other`.
-    Split { prefer: usize, other: usize },
+    Split {
+        prefer: usize,
+        other: usize,
+    },
     Jump(usize),
-    Lookahead { negative: bool, next: usize },
+    Lookahead {
+        negative: bool,
+        next: usize,
+    },
     Start,
     End,
-    WordBoundary { negative: bool },
+    WordBoundary {
+        negative: bool,
+    },
     Accept,
 }
 
@@ -88,10 +96,19 @@ impl Pattern {
             pattern.compile(branch)?;
             pattern.push(Instruction::Accept)?;
             let first_ascii = pattern.first_ascii(branch).unwrap_or(u128::MAX);
-            pattern.alternatives.push(Alternative { start, first_ascii });
+            pattern
+                .alternatives
+                .push(Alternative { start, first_ascii });
         }
-        if let ([_], Some(Instruction::Run { class, min: 1.., max: usize::MAX, .. })) =
-            (&branches[..], pattern.program.first())
+        if let (
+            [_],
+            Some(Instruction::Run {
+                class,
+                min: 1..,
+                max: usize::MAX,
+                ..
+            }),
+        ) = (&branches[..], pattern.program.first())
         {
             pattern.leading_run = Some(*class);
         }
@@ -100,13 +117,20 @@ impl Pattern {
 
     /// Reports each match in `chars` as (start, end), from left to right. An empty match is reported where
     /// it stands and the search goes on at the next character.
-    pub(in crate::tokenizer) fn matches(&self, chars: &[Char], mut found: impl FnMut(usize, usize)) {
+    pub(in crate::tokenizer) fn matches(
+        &self,
+        chars: &[Char],
+        mut found: impl FnMut(usize, usize),
+    ) {
         let mut matcher = Matcher {
             pattern: self,
             chars,
             stack: Vec::new(),
             tried: HashSet::new(),
-            steps_left: chars.len().saturating_add(64).saturating_mul(STEPS_PER_CHARACTER),
+            steps_left: chars
+                .len()
+                .saturating_add(64)
+                .saturating_mul(STEPS_PER_CHARACTER),
         };
         let mut position = 0;
         while position < chars.len() && matcher.steps_left > 0 {
@@ -147,21 +171,44 @@ impl Pattern {
             Node::Sequence(nodes) => nodes.iter().try_for_each(|node| self.compile(node)),
             Node::Class(class) => self.run(*class, 1, 1, false),
             Node::Alternation(branches) => self.compile_branches(branches),
-            Node::Repeat { node, min, max, mode } => self.compile_repeat(node, *min, *max, *mode),
+            Node::Repeat {
+                node,
+                min,
+                max,
+                mode,
+            } => self.compile_repeat(node, *min, *max, *mode),
             Node::Lookahead { node, negative } => {
-                let look = self.push(Instruction::Lookahead { negative: *negative, next: 0 })?;
+                let look = self.push(Instruction::Lookahead {
+                    negative: *negative,
+                    next: 0,
+                })?;
                 self.compile(node)?;
                 self.push(Instruction::Accept)?;
                 let after = self.program.len();
-                self.program[look] = Instruction::Lookahead { negative: *negative, next: after };
+                self.program[look] = Instruction::Lookahead {
+                    negative: *negative,
+                    next: after,
+                };
                 Ok(())
             }
             Node::Assertion(instruction) => self.push(instruction.clone()).map(drop),
         }
     }
 
-    fn run(&mut self, class: usize, min: usize, max: usize, possessive: bool) -> Result<(), String> {
-        self.push(Instruction::Run { class, min, max, possessive }).map(drop)
+    fn run(
+        &mut self,
+        class: usize,
+        min: usize,
+        max: usize,
+        possessive: bool,
+    ) -> Result<(), String> {
+        self.push(Instruction::Run {
+            class,
+            min,
+            max,
+            possessive,
+        })
+        .map(drop)
     }
 
     fn compile_branches(&mut self, branches: &[Node]) -> Result<(), String> {
@@ -185,7 +232,13 @@ impl Pattern {
         Ok(())
     }
 
-    fn compile_repeat(&mut self, node: &Node, min: usize, max: usize, mode: Mode) -> Result<(), String> {
+    fn compile_repeat(
+        &mut self,
+        node: &Node,
+        min: usize,
+        max: usize,
+        mode: Mode,
+    ) -> Result<(), String> {
         if let (Node::Class(class), Mode::Greedy | Mode::Possessive) = (node, mode) {
             return self.run(*class, min, max, mode == Mode::Possessive);
         }
@@ -193,14 +246,22 @@ impl Pattern {
             return Err("a possessive group is not supported".to_owned());
         }
         if min > MAX_INSTRUCTIONS || (max != usize::MAX && max > MAX_INSTRUCTIONS) {
-            return Err(format!("a group is repeated more than {MAX_INSTRUCTIONS} times"));
+            return Err(format!(
+                "a group is repeated more than {MAX_INSTRUCTIONS} times"
+            ));
         }
         for _ in 0..min {
             self.compile(node)?;
         }
         let split = |inside: usize, outside: usize| match mode {
-            Mode::Lazy => Instruction::Split { prefer: outside, other: inside },
-            _ => Instruction::Split { prefer: inside, other: outside },
+            Mode::Lazy => Instruction::Split {
+                prefer: outside,
+                other: inside,
+            },
+            _ => Instruction::Split {
+                prefer: inside,
+                other: outside,
+            },
         };
         if max == usize::MAX {
             let head = self.push(Instruction::Accept)?;
@@ -282,12 +343,20 @@ impl Matcher<'_> {
     fn run(&mut self, start: usize, position: usize) -> Option<usize> {
         let base = self.stack.len();
         self.tried.clear();
-        self.stack.push(Frame { instruction: start, position, lowest: position });
+        self.stack.push(Frame {
+            instruction: start,
+            position,
+            lowest: position,
+        });
         let mut steps = 0;
         let mut end = None;
         while self.stack.len() > base && end.is_none() {
             let frame = self.stack.len() - 1;
-            let Frame { instruction, position, lowest } = self.stack[frame];
+            let Frame {
+                instruction,
+                position,
+                lowest,
+            } = self.stack[frame];
             if position > lowest {
                 self.stack[frame].position -= 1;
             } else {
@@ -312,7 +381,12 @@ impl Matcher<'_> {
                 return None;
             }
             match &pattern.program[at] {
-                Instruction::Run { class, min, max, possessive } => {
+                Instruction::Run {
+                    class,
+                    min,
+                    max,
+                    possessive,
+                } => {
                     let class = &pattern.classes[*class];
                     let rest = &self.chars[position..];
                     let rest = &rest[..rest.len().min(*max)];
@@ -332,7 +406,11 @@ impl Matcher<'_> {
                     position += length;
                 }
                 Instruction::Split { prefer, other } => {
-                    self.stack.push(Frame { instruction: *other, position, lowest: position });
+                    self.stack.push(Frame {
+                        instruction: *other,
+                        position,
+                        lowest: position,
+                    });
                     at = *prefer;
                 }
                 Instruction::Jump(target) => at = *target,
@@ -349,7 +427,10 @@ impl Matcher<'_> {
                 Instruction::End if position == self.chars.len() => at += 1,
                 Instruction::WordBoundary { negative } => {
                     let before = position > 0 && pattern.word.matches(self.chars[position - 1]);
-                    let after = self.chars.get(position).is_some_and(|&c| pattern.word.matches(c));
+                    let after = self
+                        .chars
+                        .get(position)
+                        .is_some_and(|&c| pattern.word.matches(c));
                     if (before != after) == *negative {
                         return None;
                     }
@@ -508,7 +589,10 @@ impl Parser {
             } else if self.eat("?-i:") {
                 self.fold_case = false;
             } else if self.peek() == Some('?') {
-                return Err("a group of a kind that is not supported (lookbehind, atomic, named)".to_owned());
+                return Err(
+                    "a group of a kind that is not supported (lookbehind, atomic, named)"
+                        .to_owned(),
+                );
             }
         }
         let node = self.alternation()?;
@@ -517,7 +601,10 @@ impl Parser {
             return Err("'(' without ')'".to_owned());
         }
         Ok(Some(match lookahead {
-            Some(negative) => Node::Lookahead { node: Box::new(node), negative },
+            Some(negative) => Node::Lookahead {
+                node: Box::new(node),
+                negative,
+            },
             None => node,
         }))
     }
@@ -548,14 +635,21 @@ impl Parser {
             } else {
                 Mode::Greedy
             };
-            node = Node::Repeat { node: Box::new(node), min, max, mode };
+            node = Node::Repeat {
+                node: Box::new(node),
+                min,
+                max,
+                mode,
+            };
         }
     }
 
     /// Reads `{m}`, `{m,}`, `{,n}` or `{m,n}`; leaves anything else for a literal brace.
     fn counts(&mut self) -> Option<(usize, usize)> {
         let close = self.chars[self.position..].iter().position(|&c| c == '}')?;
-        let inside: String = self.chars[self.position + 1..self.position + close].iter().collect();
+        let inside: String = self.chars[self.position + 1..self.position + close]
+            .iter()
+            .collect();
         let counts = match inside.split_once(',') {
             None => inside.parse().ok().map(|count| (count, count)),
             Some((min, "")) => min.parse().ok().map(|min| (min, usize::MAX)),
@@ -662,7 +756,10 @@ impl Parser {
     fn hexadecimal(&mut self, digits: usize) -> Result<u32, String> {
         let mut value = 0;
         for _ in 0..digits {
-            let digit = self.next()?.to_digit(16).ok_or("a bad hexadecimal escape")?;
+            let digit = self
+                .next()?
+                .to_digit(16)
+                .ok_or("a bad hexadecimal escape")?;
             value = value * 16 + digit;
         }
         Ok(value)

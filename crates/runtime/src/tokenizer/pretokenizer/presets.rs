@@ -165,7 +165,12 @@ pub(in crate::tokenizer) fn preset(name: &str) -> Option<Preset> {
         "tekken" => {
             preset.ignore_merges = true;
             preset.add_bos = true;
-            vec![cased_words(not_lower, not_upper, "", &format!(r"\p{{N}}|{slashed}"))]
+            vec![cased_words(
+                not_lower,
+                not_upper,
+                "",
+                &format!(r"\p{{N}}|{slashed}"),
+            )]
         }
         "gpt-4o" | "llama4" | "kanana2" | "talkie" | "minimax-m2" => {
             let rest = format!(r"\p{{N}}{{1,3}}|{slashed}");
@@ -231,12 +236,41 @@ pub(in crate::tokenizer) fn preset(name: &str) -> Option<Preset> {
     Some(preset)
 }
 
-/// Every name that [`preset`] knows, for the error that meets an unknown one and for tests.
+/// One name of each of [`preset`]'s entries.
 #[cfg(test)]
-pub(super) const NAMES: &[&str] = &[
-    "default", "llama-bpe", "dbrx", "chatglm-bpe", "glm4", "minicpm5", "jais-2", "deepseek-llm",
-    "deepseek-coder", "deepseek-v3", "spark2_5", "youtu", "falcon", "smollm", "gpt-2", "qwen2",
-    "qwen35", "laguna", "bloom", "viking", "tekken", "gpt-4o", "granite-embed-multi-97m",
-    "tiny_aya", "chameleon", "kimi-k2", "superbpe", "bailingmoe", "seed-coder", "ufakzeka", "afmoe",
-    "exaone-moe", "gemma4", "sarvam-moe",
+pub(in crate::tokenizer) const NAMES: &[&str] = &[
+    "default",
+    "llama-bpe",
+    "dbrx",
+    "chatglm-bpe",
+    "glm4",
+    "minicpm5",
+    "jais-2",
+    "deepseek-llm",
+    "deepseek-coder",
+    "deepseek-v3",
+    "spark2_5",
+    "youtu",
+    "falcon",
+    "smollm",
+    "gpt-2",
+    "qwen2",
+    "qwen35",
+    "laguna",
+    "bloom",
+    "viking",
+    "tekken",
+    "gpt-4o",
+    "granite-embed-multi-97m",
+    "tiny_aya",
+    "chameleon",
+    "kimi-k2",
+    "superbpe",
+    "bailingmoe",
+    "seed-coder",
+    "ufakzeka",
+    "afmoe",
+    "exaone-moe",
+    "gemma4",
+    "sarvam-moe",
 ];

@@ -32,6 +32,12 @@ impl Range<'_> {
         position
     }
 
+    /// End of `\p{N}{1,most}` at `position`.
+    fn digits(&self, position: usize, most: usize) -> usize {
+        let within = self.0.len().min(position + most);
+        Range(&self.0[..within]).skip(position, Char::is_number)
+    }
+
     /// Length of the contraction (`'s 't 'm 'd 're 've 'll`) at `position`; `fold` maps to lower case.
     fn contraction(&self, position: usize, fold: impl Fn(u32) -> u32) -> Option<usize> {
         if !self.at(position).is('\'') {
@@ -150,8 +156,7 @@ fn llama3_word(range: &Range<'_>, position: usize, style: Llama3Style) -> usize 
         return range.skip(position + 1, in_word);
     }
     if first.is_number() {
-        let end = range.skip(position, Char::is_number);
-        return end.min(position + style.digits);
+        return range.digits(position, style.digits);
     }
     let in_other = |c: Char| is_other(c) && !(style.marks && c.is_mark());
     let body = position + usize::from(first.is(' '));
@@ -190,8 +195,7 @@ fn kimi_word(range: &Range<'_>, position: usize) -> usize {
         return end + range.contraction(end, ascii_lower).unwrap_or(0);
     }
     if first.is_number() {
-        let end = range.skip(position, Char::is_number);
-        return end.min(position + 3);
+        return range.digits(position, 3);
     }
     let body = position + usize::from(first.is(' '));
     if body < range.0.len() && is_other(range.0[body]) {

@@ -1,0 +1,68 @@
+//! Matrix products of one group of 16 rows with one tile of tokens, per instruction set.
+//!
+//! All of them compute, for each row and token, over the blocks of 32 columns in their order,
+//!
+//! ```text
+//! dot  = Σ (code - zero) * a                        exact, in integers
+//! sum += (dot * scale) * scale of a                 the second product fused
+//! sum += minimum * -(scale of a * Σ a)              fused, where the format has minima
+//! ```
+//!
+//! and where a block has two scales `dot * scale` is `fma(dot₁, scale₁, dot₀ * scale₀)`. So all give the same bits.
+
+#[cfg(target_arch = "x86_64")]
+mod avx2;
+#[cfg(target_arch = "x86_64")]
+mod avx512;
+mod floats;
+mod quantize;
+mod scalar;
+
+pub(crate) use floats::float_tile;
+pub(crate) use quantize::quantize_rows;
+
+use crate::packed::layout::GROUP;
+use crate::{Isa, TensorType};
+
+/// Sums of a tile, [token, row].
+#[derive(Clone, Copy)]
+#[repr(align(64))]
+pub(crate) struct Sums(pub(crate) [[f32; GROUP]; 16]);
+
+/// A group of 16 rows of a quantised matrix.
+#[derive(Clone, Copy)]
+pub(crate) struct Group<'a> {
+    pub(crate) ty: TensorType,
+    /// Blocks of 32 columns.
+    pub(crate) blocks: usize,
+    pub(crate) bytes: &'a [u8],
+}
+
+/// Products of `group` with the `width` tokens of `panel`.
+///
+/// # Panics
+/// If the lengths disagree.
+pub(crate) fn quantised_tile(
+    isa: Isa,
+    group: Group<'_>,
+    panel: &[i32],
+    width: usize,
+    sums: &mut Sums,
+) {
+    #[cfg(target_arch = "x86_64")]
+    match isa {
+        Isa::Scalar => (),
+        Isa::Avx2 => {
+            if let Some(avx2) = avx2::Avx2::detect() {
+                return avx2.tile(group, panel, width, sums);
+            }
+        }
+        Isa::Avx512 => {
+            if let Some(avx512) = avx512::Avx512::detect() {
+                return avx512.tile(group, panel, width, sums);
+            }
+        }
+    }
+    let _ = isa;
+    scalar::tile(group, panel, width, sums);
+}

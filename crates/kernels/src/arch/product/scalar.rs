@@ -1,0 +1,68 @@
+//! The portable kernel: the fallback, and the oracle of the tests.
+
+use super::{Group, Sums};
+use crate::activations::WORDS;
+use crate::packed::layout::{GROUP, SPAN, spec};
+use crate::packed::unpack::UnpackedBlock;
+
+/// Products of `group` with the `width` tokens of `panel`.
+pub(super) fn tile(group: Group<'_>, panel: &[i32], width: usize, sums: &mut Sums) {
+    let spec = spec(group.ty);
+    let sums = &mut sums.0[..width];
+    sums.fill([0.0; GROUP]);
+    let mut unpacked = UnpackedBlock::new();
+    let mut panel = panel.chunks_exact(WORDS * width);
+    let mut rest = group.bytes;
+    for first in (0..group.blocks).step_by(SPAN) {
+        let count = SPAN.min(group.blocks - first);
+        let (bytes, later) = rest.split_at(spec.span_bytes(count));
+        rest = later;
+        for (index, input) in (0..count).zip(&mut panel) {
+            unpacked.read(&spec, bytes, count, index);
+            for (token, sums) in sums.iter_mut().enumerate() {
+                let scale = f32::from_bits(input[8 * width + token] as u32);
+                let factor = f32::from_bits(input[11 * width + token] as u32);
+                let total = input[9 * width + token];
+                let halves = [input[10 * width + token], total - input[10 * width + token]];
+                let mut dots = dots(&unpacked, &input[8 * token..][..8]);
+                for (dots, half) in dots.iter_mut().zip(halves) {
+                    let start = spec.zero_shift.map_or(0, |shift| half << shift);
+                    dots.iter_mut().for_each(|dot| *dot += start);
+                }
+                for (lane, sum) in sums.iter_mut().enumerate() {
+                    let scaled = if spec.halves() == 2 {
+                        let first = dots[0][lane] as f32 * unpacked.scales[0][lane];
+                        (dots[1][lane] as f32).mul_add(unpacked.scales[1][lane], first)
+                    } else {
+                        (dots[0][lane] + dots[1][lane]) as f32 * unpacked.scales[0][lane]
+                    };
+                    *sum = scaled.mul_add(scale, *sum);
+                    match spec.minima() {
+                        0 => (),
+                        1 => *sum = unpacked.minima[0][lane].mul_add(factor, *sum),
+                        _ => {
+                            for (minima, half) in unpacked.minima.iter().zip(halves) {
+                                *sum = minima[lane].mul_add(scale * half as f32, *sum);
+                            }
+                        }
+                    }
+                }
+            }
+        }
+    }
+}
+
+/// `Σ code * a` of each row over the first and the last 16 columns.
+fn dots(block: &UnpackedBlock, input: &[i32]) -> [[i32; GROUP]; 2] {
+    let mut dots = [[0; GROUP]; 2];
+    for (j, (codes, word)) in block.codes.chunks_exact(64).zip(input).enumerate() {
+        let a = word.to_le_bytes().map(|byte| i32::from(byte as i8));
+        for (codes, dot) in codes.chunks_exact(4).zip(&mut dots[j / 4]) {
+            *dot += i32::from(codes[0]) * a[0]
+                + i32::from(codes[1]) * a[1]
+                + i32::from(codes[2]) * a[2]
+                + i32::from(codes[3]) * a[3];
+        }
+    }
+    dots
+}

@@ -1,0 +1,363 @@
+//! Matrix products: packed weights times activations.
+
+use std::cell::RefCell;
+use std::ops::Range;
+
+use crate::activations::{TILE, TokenTile};
+use crate::arch::lanes::{Kernel, LANES, Lanes, dispatch};
+use crate::arch::product::{Group, Sums, float_tile, quantised_tile};
+use crate::arch::tiles::{DisjointTiles, Tile};
+use crate::ops::{self, Activation};
+use crate::packed::layout::{BLOCK, GROUP};
+use crate::schedule::run_in_streams;
+use crate::{Activations, Isa, PackedMatrix, TensorType, ThreadPool};
+
+/// Multiply-accumulates of a piece of work with many tokens: some 50 µs.
+const CHUNK_MACS: usize = 8 << 20;
+/// Weights of a piece of work with few tokens, bytes: up to some 10 µs. Each piece interrupts a thread's stream.
+const CHUNK_BYTES: Range<usize> = 32 << 10..256 << 10;
+/// Tokens of a piece of work.
+const CHUNK_TOKENS: usize = 64;
+
+/// Where a kernel runs.
+#[derive(Clone, Copy, Debug)]
+pub struct Context<'a> {
+    /// The instruction set.
+    pub isa: Isa,
+    /// The threads.
+    pub pool: &'a ThreadPool,
+}
+
+/// What is done with a product `W x`: `out = (accumulate ? out : 0) + scale * (W x + bias)`.
+#[derive(Clone, Copy, Debug)]
+pub struct Epilogue<'a> {
+    /// [rows]
+    pub bias: Option<&'a [f32]>,
+    /// Factor of the product and the bias.
+    pub scale: f32,
+    /// Whether the result is added to what `out` holds.
+    pub accumulate: bool,
+}
+
+impl Default for Epilogue<'_> {
+    /// `out = W x`.
+    fn default() -> Self {
+        Epilogue {
+            bias: None,
+            scale: 1.0,
+            accumulate: false,
+        }
+    }
+}
+
+/// One matrix of a [`matmul_group`].
+#[derive(Debug)]
+pub struct MatmulJob<'a> {
+    /// The weights, [rows, columns].
+    pub w: &'a PackedMatrix,
+    /// [tokens, rows]
+    pub out: &'a mut [f32],
+    /// What is done with the product.
+    pub epilogue: Epilogue<'a>,
+}
+
+/// `out = epilogue(W x)` for every token; `out` is [tokens, rows].
+///
+/// # Panics
+/// If the shapes disagree.
+pub fn matmul(
+    context: &Context<'_>,
+    w: &PackedMatrix,
+    x: &Activations,
+    out: &mut [f32],
+    epilogue: &Epilogue<'_>,
+) {
+    let job = MatmulJob {
+        w,
+        out,
+        epilogue: *epilogue,
+    };
+    matmul_group(context, &mut [job], x);
+}
+
+/// Several matrices times the same activations, as one job of the pool.
+///
+/// # Panics
+/// If the shapes disagree.
+pub fn matmul_group(context: &Context<'_>, jobs: &mut [MatmulJob<'_>], x: &Activations) {
+    let threads = context.pool.threads();
+    let mut end = 0;
+    let planned: Vec<_> = jobs
+        .iter_mut()
+        .map(|job| {
+            check(job.w, x, job.out, job.epilogue.bias);
+            let plan = Plan::new(
+                threads,
+                x.tokens(),
+                job.w.rows(),
+                job.w.cols(),
+                job.w.bytes(),
+            );
+            let tiles = DisjointTiles::new(job.out, job.w.rows(), plan.row_step, plan.token_step);
+            let first = end;
+            end += plan.chunks();
+            (first, plan, tiles, job.w, &job.epilogue)
+        })
+        .collect();
+    run_in_streams(context.pool, end, &|chunk| {
+        let job = planned.partition_point(|(first, ..)| *first <= chunk) - 1;
+        let (first, plan, tiles, w, epilogue) = &planned[job];
+        let (row_index, token_index) = plan.place(chunk - first);
+        let mut tile = tiles.take(row_index, token_index);
+        let mut sums = Sums([[0.0; GROUP]; TILE]);
+        for tokens in x.tiles(tile.tokens()) {
+            for rows in groups(tile.rows()) {
+                product(context.isa, w, x, rows.start / GROUP, tokens, &mut sums);
+                finish(context.isa, epilogue, &sums, tokens, rows, &mut tile);
+            }
+        }
+    });
+}
+
+/// `out = activation(G x) * (U x)` for every token, as one job of the pool; `out` is [tokens, rows].
+///
+/// # Panics
+/// If the shapes disagree.
+pub fn matmul_gated(
+    context: &Context<'_>,
+    gate: &PackedMatrix,
+    up: &PackedMatrix,
+    x: &Activations,
+    activation: Activation,
+    out: &mut [f32],
+) {
+    check(gate, x, out, None);
+    check(up, x, out, None);
+    let bytes = gate.bytes() + up.bytes();
+    let plan = Plan::new(
+        context.pool.threads(),
+        x.tokens(),
+        gate.rows(),
+        2 * gate.cols(),
+        bytes,
+    );
+    let tiles = DisjointTiles::new(out, gate.rows(), plan.row_step, plan.token_step);
+    run_in_streams(context.pool, plan.chunks(), &|chunk| {
+        let (row_index, token_index) = plan.place(chunk);
+        let mut tile = tiles.take(row_index, token_index);
+        GATED.with_borrow_mut(|[gates, ups]| {
+            for tokens in x.tiles(tile.tokens()) {
+                product_rows(context.isa, gate, x, tokens, tile.rows(), gates);
+                product_rows(context.isa, up, x, tokens, tile.rows(), ups);
+                let rows = tile.rows();
+                let stride = rows.len().next_multiple_of(GROUP);
+                for token in 0..tokens.tokens {
+                    let part = token * stride..token * stride + rows.len();
+                    let out = tile.part(tokens.first + token, rows.clone());
+                    ops::gated_product(
+                        context.isa,
+                        activation,
+                        &gates[part.clone()],
+                        &ups[part],
+                        out,
+                    );
+                }
+            }
+        });
+    });
+}
+
+thread_local! {
+    /// Products of the gate and of what it lets through, [tokens, rows].
+    static GATED: RefCell<[Vec<f32>; 2]> = const { RefCell::new([Vec::new(), Vec::new()]) };
+}
+
+fn check(w: &PackedMatrix, x: &Activations, out: &[f32], bias: Option<&[f32]>) {
+    assert_eq!(
+        w.cols(),
+        x.cols(),
+        "a matrix's columns and its input's length"
+    );
+    assert_eq!(
+        out.len(),
+        w.rows() * x.tokens(),
+        "the output of a matrix of {} rows for {} tokens",
+        w.rows(),
+        x.tokens()
+    );
+    if let Some(bias) = bias {
+        assert_eq!(
+            bias.len(),
+            w.rows(),
+            "a bias's length and its matrix's rows"
+        );
+    }
+}
+
+/// How a product is cut into pieces of work: rectangles of rows and tokens.
+#[derive(Clone, Copy, Debug)]
+struct Plan {
+    /// Rectangles along the rows.
+    across: usize,
+    /// Rectangles along the tokens.
+    down: usize,
+    /// Rows of a rectangle, a multiple of 16.
+    row_step: usize,
+    /// Tokens of a rectangle, a multiple of 16.
+    token_step: usize,
+}
+
+impl Plan {
+    fn new(threads: usize, tokens: usize, rows: usize, cols: usize, bytes: usize) -> Plan {
+        let token_step = tokens.clamp(1, CHUNK_TOKENS).next_multiple_of(TILE);
+        let groups = rows.div_ceil(GROUP).max(1);
+        let group_macs = GROUP * cols.max(1) * tokens.clamp(1, token_step);
+        let group_bytes = (bytes / groups).max(1);
+        let by_macs = CHUNK_MACS / group_macs;
+        let chunk_bytes = (bytes / (2 * threads)).clamp(CHUNK_BYTES.start, CHUNK_BYTES.end);
+        let by_bytes = chunk_bytes / group_bytes;
+        let step = by_macs.min(if tokens <= TILE { by_bytes } else { by_macs });
+        let row_step = step.clamp(1, groups) * GROUP;
+        Plan {
+            across: rows.div_ceil(row_step),
+            down: tokens.div_ceil(token_step),
+            row_step,
+            token_step,
+        }
+    }
+
+    fn chunks(&self) -> usize {
+        self.across * self.down
+    }
+
+    /// Row and token index of a rectangle.
+    fn place(&self, chunk: usize) -> (usize, usize) {
+        (chunk % self.across, chunk / self.across)
+    }
+}
+
+/// The groups of 16 rows of a rectangle; the last may be shorter.
+fn groups(rows: Range<usize>) -> impl Iterator<Item = Range<usize>> {
+    rows.clone()
+        .step_by(GROUP)
+        .map(move |first| first..rows.end.min(first + GROUP))
+}
+
+/// Products of a group of 16 rows with a tile of tokens.
+fn product(
+    isa: Isa,
+    w: &PackedMatrix,
+    x: &Activations,
+    group: usize,
+    tokens: TokenTile,
+    sums: &mut Sums,
+) {
+    let bytes = &w.as_bytes()[group * w.group_bytes()..][..w.group_bytes()];
+    match w.tensor_type() {
+        ty @ (TensorType::F32 | TensorType::F16 | TensorType::BF16) => {
+            let x = &x.floats()[tokens.first * w.cols()..][..tokens.tokens * w.cols()];
+            float_tile(isa, ty, bytes, x, w.cols(), sums);
+        }
+        ty => {
+            let group = Group {
+                ty,
+                blocks: w.cols() / BLOCK,
+                bytes,
+            };
+            quantised_tile(isa, group, x.panel(tokens), tokens.width, sums);
+        }
+    }
+}
+
+/// Products of some rows with a tile of tokens, [tokens, rows rounded up to 16].
+fn product_rows(
+    isa: Isa,
+    w: &PackedMatrix,
+    x: &Activations,
+    tokens: TokenTile,
+    rows: Range<usize>,
+    out: &mut Vec<f32>,
+) {
+    let stride = rows.len().next_multiple_of(GROUP);
+    out.resize(tokens.tokens * stride, 0.0);
+    let mut sums = Sums([[0.0; GROUP]; TILE]);
+    for group in groups(rows.clone()) {
+        product(isa, w, x, group.start / GROUP, tokens, &mut sums);
+        for (out, sums) in out.chunks_exact_mut(stride).zip(&sums.0) {
+            out[group.start - rows.start..][..GROUP].copy_from_slice(sums);
+        }
+    }
+}
+
+/// Writes the sums of a group of rows to the output.
+fn finish(
+    isa: Isa,
+    epilogue: &Epilogue<'_>,
+    sums: &Sums,
+    tokens: TokenTile,
+    rows: Range<usize>,
+    out: &mut Tile<'_>,
+) {
+    let mut bias = [0.0; GROUP];
+    if let Some(all) = epilogue.bias {
+        bias[..rows.len()].copy_from_slice(&all[rows.clone()]);
+    }
+    dispatch(
+        isa,
+        Finish {
+            epilogue,
+            bias,
+            sums,
+            tokens,
+            rows,
+            out,
+        },
+    );
+}
+
+struct Finish<'a, 'b> {
+    epilogue: &'a Epilogue<'a>,
+    bias: [f32; GROUP],
+    sums: &'a Sums,
+    tokens: TokenTile,
+    rows: Range<usize>,
+    out: &'a mut Tile<'b>,
+}
+
+impl Kernel for Finish<'_, '_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run<L: Lanes>(self, lanes: L) {
+        let scale = lanes.splat(self.epilogue.scale);
+        let bias = self.bias.as_chunks::<LANES>().0;
+        for token in 0..self.tokens.tokens {
+            let out = self.out.part(self.tokens.first + token, self.rows.clone());
+            let mut padded = [0.0; GROUP];
+            let whole: &mut [f32; GROUP] = match out.try_into() {
+                Ok(whole) => whole,
+                Err(_) => {
+                    padded[..self.rows.len()].copy_from_slice(out);
+                    &mut padded
+                }
+            };
+            let sums = self.sums.0[token].as_chunks::<LANES>().0;
+            for (part, out) in whole.as_chunks_mut::<LANES>().0.iter_mut().enumerate() {
+                let mut y = lanes.load(&sums[part]);
+                if self.epilogue.bias.is_some() {
+                    y = lanes.add(y, lanes.load(&bias[part]));
+                }
+                let y = if self.epilogue.accumulate {
+                    lanes.mul_add(scale, y, lanes.load(out))
+                } else {
+                    lanes.mul(scale, y)
+                };
+                lanes.store(y, out);
+            }
+            if self.rows.len() < GROUP {
+                let out = self.out.part(self.tokens.first + token, self.rows.clone());
+                out.copy_from_slice(&padded[..self.rows.len()]);
+            }
+        }
+    }
+}

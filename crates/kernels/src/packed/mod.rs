@@ -1,0 +1,362 @@
+//! Matrices in the form that the kernels read.
+
+pub(crate) mod layout;
+mod pack;
+pub(crate) mod unpack;
+
+use std::ops::Range;
+use std::sync::Arc;
+
+use half::{bf16, f16};
+
+use crate::arch::memory;
+use crate::arch::threads::DisjointPieces;
+use crate::{KernelError, TensorType, ThreadPool};
+use layout::{BLOCK, GROUP, SPAN, group_bytes, spec};
+use unpack::UnpackedBlock;
+
+/// Bytes that belong to someone else, such as a mapped file.
+pub type SharedBytes = Arc<dyn AsRef<[u8]> + Send + Sync>;
+
+/// A matrix [rows, cols] in the form that the kernels read: groups of 16 rows interleaved, so that a thread reads one
+/// straight stream into full registers. The form is the same on every instruction set and hardly larger than the file's.
+#[derive(Clone)]
+pub struct PackedMatrix {
+    ty: TensorType,
+    rows: usize,
+    cols: usize,
+    group_bytes: usize,
+    storage: SharedBytes,
+    /// Where in the storage the matrix lies.
+    range: Range<usize>,
+}
+
+impl PackedMatrix {
+    /// Version of the packed form: a cache that holds another one is stale.
+    pub const FORM: u32 = 1;
+    /// Alignment that [`from_bytes`](Self::from_bytes) wants for the best speed, bytes.
+    pub const ALIGNMENT: usize = memory::ALIGNMENT;
+
+    /// Starts a matrix of `rows` rows of `cols` elements.
+    ///
+    /// # Errors
+    /// If a row does not fill whole blocks, or there is no memory for the shape.
+    pub fn builder(
+        ty: TensorType,
+        rows: usize,
+        cols: usize,
+    ) -> Result<PackedMatrixBuilder, KernelError> {
+        let shape = Shape::new(ty, rows, cols)?;
+        let bytes = memory::Bytes::zeroed(shape.packed_bytes)
+            .ok_or(KernelError::OutOfMemory(shape.packed_bytes))?;
+        Ok(PackedMatrixBuilder {
+            ty,
+            rows,
+            cols,
+            shape,
+            bytes,
+            pushed: 0,
+        })
+    }
+
+    /// Packs a whole matrix; `raw` are its rows as in a GGUF file.
+    ///
+    /// # Errors
+    /// As [`builder`](Self::builder), and if `raw` has another length than the shape needs.
+    pub fn pack(
+        ty: TensorType,
+        rows: usize,
+        cols: usize,
+        raw: &[u8],
+    ) -> Result<PackedMatrix, KernelError> {
+        let mut builder = Self::builder(ty, rows, cols)?;
+        builder.push_rows(raw)?;
+        builder.finish()
+    }
+
+    /// A matrix whose packed form, as [`as_bytes`](Self::as_bytes) gave it, lies at `range` of `storage`.
+    ///
+    /// # Errors
+    /// If the shape is impossible or needs another number of bytes. The content cannot be wrong: any bytes are a
+    /// matrix.
+    pub fn from_bytes(
+        ty: TensorType,
+        rows: usize,
+        cols: usize,
+        storage: SharedBytes,
+        range: Range<usize>,
+    ) -> Result<PackedMatrix, KernelError> {
+        let shape = Shape::new(ty, rows, cols)?;
+        let actual = (*storage)
+            .as_ref()
+            .get(range.clone())
+            .map_or(0, |bytes| bytes.len());
+        if actual != shape.packed_bytes {
+            return Err(KernelError::Length {
+                ty,
+                expected: shape.packed_bytes,
+                actual,
+            });
+        }
+        Ok(PackedMatrix {
+            ty,
+            rows,
+            cols,
+            group_bytes: shape.group_bytes,
+            storage,
+            range,
+        })
+    }
+
+    /// The packed form.
+    pub fn as_bytes(&self) -> &[u8] {
+        (*self.storage)
+            .as_ref()
+            .get(self.range.clone())
+            .expect("storage that keeps its length")
+    }
+
+    /// Rows.
+    pub fn rows(&self) -> usize {
+        self.rows
+    }
+
+    /// Elements of a row.
+    pub fn cols(&self) -> usize {
+        self.cols
+    }
+
+    /// Bytes of the packed form: what a product with one token reads.
+    pub fn bytes(&self) -> usize {
+        self.range.len()
+    }
+
+    /// The format that the matrix had in the file.
+    pub fn tensor_type(&self) -> TensorType {
+        self.ty
+    }
+
+    /// Writes row `row` as f32 to `out`, [cols].
+    ///
+    /// # Errors
+    /// If there is no such row or `out` has another length.
+    pub fn dequantize_row(&self, row: usize, out: &mut [f32]) -> Result<(), KernelError> {
+        if row >= self.rows {
+            return Err(KernelError::NoSuchRow {
+                row,
+                rows: self.rows,
+            });
+        }
+        if out.len() != self.cols {
+            return Err(KernelError::Length {
+                ty: self.ty,
+                expected: self.cols,
+                actual: out.len(),
+            });
+        }
+        let group = &self.as_bytes()[row / GROUP * self.group_bytes..][..self.group_bytes];
+        let lane = row % GROUP;
+        match self.ty {
+            TensorType::F32 => read_floats(group, lane, out, f32::from_le_bytes),
+            TensorType::F16 => {
+                read_floats(group, lane, out, |x| f16::from_le_bytes(x).to_f32());
+            }
+            TensorType::BF16 => {
+                read_floats(group, lane, out, |x| bf16::from_le_bytes(x).to_f32());
+            }
+            _ => read_quantised(self.ty, group, lane, out),
+        }
+        Ok(())
+    }
+
+    /// Bytes of a group of 16 rows.
+    pub(crate) fn group_bytes(&self) -> usize {
+        self.group_bytes
+    }
+}
+
+impl std::fmt::Debug for PackedMatrix {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("PackedMatrix")
+            .field("ty", &self.ty)
+            .field("rows", &self.rows)
+            .field("cols", &self.cols)
+            .finish_non_exhaustive()
+    }
+}
+
+/// Sizes that follow from a matrix's type and shape.
+#[derive(Clone, Copy, Debug)]
+struct Shape {
+    row_bytes: usize,
+    raw_bytes: usize,
+    group_bytes: usize,
+    packed_bytes: usize,
+}
+
+impl Shape {
+    fn new(ty: TensorType, rows: usize, cols: usize) -> Result<Shape, KernelError> {
+        let too_large = KernelError::TooLarge {
+            rows,
+            columns: cols,
+        };
+        // Rejects what would overflow before anything is computed from it.
+        if cols > isize::MAX as usize / 64 {
+            return Err(too_large);
+        }
+        let row_bytes = ty
+            .row_bytes(cols)
+            .ok_or(KernelError::PartialBlock { ty, columns: cols })?;
+        let group_bytes = group_bytes(ty, cols).ok_or(too_large.clone())?;
+        let groups = rows.div_ceil(GROUP);
+        let sizes = groups
+            .checked_mul(group_bytes)
+            .filter(|&bytes| bytes <= isize::MAX as usize)
+            .zip(rows.checked_mul(row_bytes));
+        let (packed_bytes, raw_bytes) = sizes.ok_or(too_large)?;
+        Ok(Shape {
+            row_bytes,
+            raw_bytes,
+            group_bytes,
+            packed_bytes,
+        })
+    }
+}
+
+/// Packs a matrix some rows at a time.
+#[derive(Debug)]
+pub struct PackedMatrixBuilder {
+    ty: TensorType,
+    rows: usize,
+    cols: usize,
+    shape: Shape,
+    bytes: memory::Bytes,
+    /// Rows packed so far.
+    pushed: usize,
+}
+
+impl PackedMatrixBuilder {
+    /// Appends whole rows, as in a GGUF file.
+    ///
+    /// # Errors
+    /// If `raw` is not whole rows, or more rows come than the matrix has.
+    pub fn push_rows(&mut self, raw: &[u8]) -> Result<(), KernelError> {
+        self.push(raw, |groups, pack| (0..groups).for_each(pack))
+    }
+
+    /// [`push_rows`](Self::push_rows) on all threads of a pool.
+    ///
+    /// # Errors
+    /// As [`push_rows`](Self::push_rows).
+    pub fn push_rows_parallel(&mut self, pool: &ThreadPool, raw: &[u8]) -> Result<(), KernelError> {
+        self.push(raw, |groups, pack| pool.run(groups, pack))
+    }
+
+    /// The matrix.
+    ///
+    /// # Errors
+    /// If rows are missing.
+    pub fn finish(self) -> Result<PackedMatrix, KernelError> {
+        if self.pushed != self.rows {
+            return Err(self.wrong_length(self.pushed * self.shape.row_bytes));
+        }
+        let range = 0..self.shape.packed_bytes;
+        PackedMatrix::from_bytes(self.ty, self.rows, self.cols, Arc::new(self.bytes), range)
+    }
+
+    /// Packs rows group by group; `each(n, f)` calls `f(0)` to `f(n - 1)`.
+    fn push(
+        &mut self,
+        raw: &[u8],
+        each: impl FnOnce(usize, &(dyn Fn(usize) + Sync)),
+    ) -> Result<(), KernelError> {
+        let row_bytes = self.shape.row_bytes;
+        let held = self.pushed * row_bytes;
+        if raw.is_empty() && row_bytes > 0 {
+            return Ok(());
+        }
+        if row_bytes == 0 {
+            // Rows without columns have no bytes to count.
+            self.pushed = self.rows;
+        }
+        if row_bytes == 0 || !raw.len().is_multiple_of(row_bytes) {
+            return if raw.is_empty() {
+                Ok(())
+            } else {
+                Err(self.wrong_length(raw.len()))
+            };
+        }
+        if raw.len() > self.shape.raw_bytes - held {
+            return Err(self.wrong_length(held.saturating_add(raw.len())));
+        }
+        let (first, end) = (self.pushed, self.pushed + raw.len() / row_bytes);
+        let first_group = first / GROUP;
+        let target = &mut self.bytes.as_mut_slice()[first_group * self.shape.group_bytes..];
+        let groups = DisjointPieces::new(target, self.shape.group_bytes);
+        let (ty, cols) = (self.ty, self.cols);
+        each(end.div_ceil(GROUP) - first_group, &|index| {
+            let start = (first_group + index) * GROUP;
+            let rows = start.max(first)..end.min(start + GROUP);
+            let mut slices = [&raw[..0]; GROUP];
+            for (slice, row) in slices.iter_mut().zip(rows.clone()) {
+                *slice = &raw[(row - first) * row_bytes..][..row_bytes];
+            }
+            let lane = rows.start - start;
+            pack::pack_rows(ty, cols, &slices[..rows.len()], lane, groups.take(index));
+        });
+        self.pushed = end;
+        Ok(())
+    }
+
+    fn wrong_length(&self, actual: usize) -> KernelError {
+        KernelError::Length {
+            ty: self.ty,
+            expected: self.shape.raw_bytes,
+            actual,
+        }
+    }
+}
+
+fn read_floats<const BYTES: usize>(
+    group: &[u8],
+    lane: usize,
+    out: &mut [f32],
+    read: impl Fn([u8; BYTES]) -> f32,
+) {
+    let elements = group
+        .as_chunks::<BYTES>()
+        .0
+        .iter()
+        .skip(lane)
+        .step_by(GROUP);
+    for (out, element) in out.iter_mut().zip(elements) {
+        *out = read(*element);
+    }
+}
+
+fn read_quantised(ty: TensorType, group: &[u8], lane: usize, out: &mut [f32]) {
+    let spec = spec(ty);
+    let zero = spec.zero_shift.map_or(0, |shift| 1 << shift);
+    let blocks = out.len() / BLOCK;
+    let mut unpacked = UnpackedBlock::new();
+    let mut rest = group;
+    for span in 0..blocks.div_ceil(SPAN) {
+        let count = SPAN.min(blocks - span * SPAN);
+        let (bytes, later) = rest.split_at(spec.span_bytes(count));
+        rest = later;
+        for index in 0..count {
+            unpacked.read(&spec, bytes, count, index);
+            let out = &mut out[(span * SPAN + index) * BLOCK..][..BLOCK];
+            for (column, out) in out.iter_mut().enumerate() {
+                let code = unpacked.codes[column / 4 * 64 + lane * 4 + column % 4];
+                let half = if spec.halves() == 2 { column / 16 } else { 0 };
+                let value = unpacked.scales[half][lane] * (i32::from(code) - zero) as f32;
+                *out = match spec.minima() {
+                    0 => value,
+                    1 => value - unpacked.minima[0][lane],
+                    _ => value - unpacked.minima[half][lane],
+                };
+            }
+        }
+    }
+}

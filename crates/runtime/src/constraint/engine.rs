@@ -1,0 +1,267 @@
+//! Constraints by llguidance's grammar engine.
+
+use std::sync::Arc;
+
+use llguidance::api::{ParserLimits, TopLevelGrammar};
+use llguidance::toktrie::{ApproximateTokEnv, InferenceCapabilities, TokEnv, TokRxInfo, TokTrie};
+use llguidance::{Matcher, ParserFactory};
+use serde_json::{Value as Json, json};
+
+use super::{ConstraintError, ConstraintSpec};
+use crate::sample::TokenMask;
+use crate::tokenizer::Tokenizer;
+
+/// Bytes of a schema, expression or grammar at most.
+const MAX_SOURCE: usize = 1 << 20;
+
+/// Opening brackets of a grammar at most; its parser needs stack for each level.
+const MAX_BRACKETS: usize = 4096;
+
+/// Bytes of stack for reading a grammar of so many levels, whatever thread asks.
+const STACK: usize = 64 << 20;
+
+/// Marks the bytes of a control token, which no text can contain.
+const CONTROL_MARK: u8 = 0xff;
+
+/// Space between the parts of JSON: unlimited space is where small models get lost.
+const JSON_SPACE: &str = r"[\x20\x0A\x0D\x09]{1,32}";
+
+/// Makes constraints for one model. Building it reads the whole vocabulary; share it.
+pub struct ConstraintFactory {
+    parsers: ParserFactory,
+    vocabulary: Arc<Vocabulary>,
+}
+
+/// What a mask needs to know of the tokens.
+struct Vocabulary {
+    tokens: usize,
+    end_of_generation: Vec<u32>,
+    /// Control tokens, which have no place in a text.
+    special: Vec<u32>,
+}
+
+impl ConstraintFactory {
+    /// For texts of `tokenizer`.
+    ///
+    /// # Errors
+    /// When the model has no token that ends a text.
+    pub fn new(tokenizer: &Arc<Tokenizer>) -> Result<Self, ConstraintError> {
+        let refuse = |what: String| ConstraintError::Vocabulary { what };
+        let tokens = tokenizer.vocab_len() as u32;
+        let end_of_generation = tokenizer.end_of_generation().to_vec();
+        let &end = end_of_generation
+            .first()
+            .ok_or_else(|| refuse("it has no token that ends a text".into()))?;
+        let words: Vec<Vec<u8>> = (0..tokens).map(|id| word(tokenizer, id)).collect();
+        let trie = TokTrie::from(&TokRxInfo::new(tokens, end), &words);
+        let trie = trie.with_eos_tokens(&end_of_generation);
+        let environment: TokEnv = Arc::new(ApproximateTokEnv::new(trie));
+        let slices = llguidance::earley::SlicedBiasComputer::general_slices();
+        let capabilities = InferenceCapabilities::default();
+        let mut parsers = ParserFactory::new(&environment, capabilities, &slices)
+            .map_err(|error| refuse(one_line(&error.to_string())))?;
+        parsers.quiet();
+        *parsers.limits_mut() = limits();
+        Ok(ConstraintFactory {
+            parsers,
+            vocabulary: Arc::new(Vocabulary {
+                tokens: tokens as usize,
+                end_of_generation,
+                special: (0..tokens).filter(|&id| tokenizer.is_special(id)).collect(),
+            }),
+        })
+    }
+
+    /// A constraint for one text.
+    ///
+    /// # Errors
+    /// When the schema, expression or grammar is invalid, not supported or too large.
+    pub fn build(&self, spec: &ConstraintSpec) -> Result<Constraint, ConstraintError> {
+        let (kind, grammar) = match spec {
+            ConstraintSpec::JsonSchema(text) => ("JSON schema", json_grammar(text)),
+            ConstraintSpec::AnyJson => ("JSON schema", json_grammar("{}")),
+            ConstraintSpec::Regex(text) => ("regular expression", regex_grammar(text)),
+            ConstraintSpec::Lark(text) => ("grammar", lark_grammar(text)),
+        };
+        let invalid = |what: &str| ConstraintError::Invalid {
+            kind,
+            what: one_line(what),
+        };
+        let grammar = grammar.map_err(|what| invalid(&what))?;
+        let matcher = self.read(grammar).map_err(|what| invalid(&what))?;
+        Ok(Constraint {
+            matcher,
+            mask: TokenMask::none(self.vocabulary.tokens),
+            vocabulary: self.vocabulary.clone(),
+        })
+    }
+}
+
+impl ConstraintFactory {
+    /// Reads the grammar in a thread of its own: hostile grammars need much stack, and bring the engine to panic.
+    fn read(&self, grammar: TopLevelGrammar) -> Result<Matcher, String> {
+        let build = || Matcher::new(self.parsers.create_parser(grammar));
+        let matcher = std::thread::scope(|scope| {
+            let builder = std::thread::Builder::new().stack_size(STACK);
+            let thread = builder.spawn_scoped(scope, build);
+            let thread = thread.map_err(|error| format!("no thread to read it: {error}"))?;
+            let matcher = thread.join();
+            matcher.map_err(|_| "the grammar engine gave up on it".to_owned())
+        })?;
+        match matcher.get_error() {
+            Some(error) => Err(error),
+            None => Ok(matcher),
+        }
+    }
+}
+
+impl std::fmt::Debug for ConstraintFactory {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("ConstraintFactory")
+            .field("tokens", &self.vocabulary.tokens)
+            .finish_non_exhaustive()
+    }
+}
+
+/// Follows one text and says what may come next.
+pub struct Constraint {
+    matcher: Matcher,
+    mask: TokenMask,
+    vocabulary: Arc<Vocabulary>,
+}
+
+impl Constraint {
+    /// Whether the text is complete and nothing can follow.
+    pub fn must_stop(&self) -> bool {
+        self.matcher.is_stopped() && !self.matcher.is_error()
+    }
+
+    /// Whether the text so far is complete: it may end here.
+    pub fn is_complete(&mut self) -> bool {
+        self.must_stop() || self.matcher.is_accepting().unwrap_or(false)
+    }
+
+    /// The tokens that may come next; those that end the text are among them only if it is complete.
+    ///
+    /// # Errors
+    /// When following the grammar costs more than the limits allow.
+    pub fn mask(&mut self) -> Result<&TokenMask, ConstraintError> {
+        let allowed = self.matcher.compute_mask_or_eos();
+        let allowed = allowed.map_err(|error| failed(&error.to_string()))?;
+        self.mask.set_words(allowed.as_slice());
+        for &token in &self.vocabulary.special {
+            self.mask.forbid(token);
+        }
+        let is_complete = self.is_complete();
+        for &token in &self.vocabulary.end_of_generation {
+            match is_complete {
+                true => self.mask.allow(token),
+                false => self.mask.forbid(token),
+            }
+        }
+        Ok(&self.mask)
+    }
+
+    /// Takes note of the token that was chosen.
+    ///
+    /// # Errors
+    /// When the token is not allowed, or following the grammar costs more than the limits allow.
+    pub fn commit(&mut self, token: u32) -> Result<(), ConstraintError> {
+        if self.vocabulary.end_of_generation.contains(&token) {
+            return match self.is_complete() {
+                true => Ok(()),
+                false => Err(failed("the text ended before it was complete")),
+            };
+        }
+        let consumed = self.matcher.consume_token(token);
+        consumed.map_err(|error| failed(&error.to_string()))
+    }
+}
+
+impl std::fmt::Debug for Constraint {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Constraint")
+            .field("must_stop", &self.must_stop())
+            .finish_non_exhaustive()
+    }
+}
+
+/// Below the engine's defaults: a device has less memory than a server. A state costs up to 2 kB.
+fn limits() -> ParserLimits {
+    ParserLimits {
+        max_lexer_states: 50_000,
+        max_grammar_size: 200_000,
+        verbose_errors: false,
+        ..ParserLimits::default()
+    }
+}
+
+/// The bytes of a token as the engine wants them: none for tokens that cannot be part of a text.
+fn word(tokenizer: &Tokenizer, id: u32) -> Vec<u8> {
+    let bytes = tokenizer.token_bytes(id);
+    if tokenizer.is_special(id) || tokenizer.is_end_of_generation(id) {
+        let mut marked = vec![CONTROL_MARK];
+        marked.extend_from_slice(bytes);
+        marked
+    } else if bytes.contains(&CONTROL_MARK) {
+        Vec::new()
+    } else {
+        bytes.to_vec()
+    }
+}
+
+fn json_grammar(text: &str) -> Result<TopLevelGrammar, String> {
+    check_size(text)?;
+    let mut schema: Json = serde_json::from_str(text).map_err(|error| error.to_string())?;
+    if let Json::Object(fields) = &mut schema {
+        fields
+            .entry("x-guidance")
+            .or_insert_with(|| json!({"whitespace_pattern": JSON_SPACE}));
+    }
+    Ok(TopLevelGrammar::from_json_schema(schema))
+}
+
+fn regex_grammar(text: &str) -> Result<TopLevelGrammar, String> {
+    check_size(text)?;
+    Ok(TopLevelGrammar::from_regex(text))
+}
+
+fn lark_grammar(text: &str) -> Result<TopLevelGrammar, String> {
+    check_size(text)?;
+    let brackets = text
+        .bytes()
+        .filter(|byte| matches!(byte, b'(' | b'[' | b'{'));
+    if brackets.count() > MAX_BRACKETS {
+        return Err(format!("it has more than {MAX_BRACKETS} brackets"));
+    }
+    Ok(TopLevelGrammar::from_lark(text.to_owned()))
+}
+
+fn check_size(text: &str) -> Result<(), String> {
+    if text.len() > MAX_SOURCE {
+        return Err(format!(
+            "it has {} bytes of at most {MAX_SOURCE}",
+            text.len()
+        ));
+    }
+    Ok(())
+}
+
+fn failed(what: &str) -> ConstraintError {
+    ConstraintError::Failed {
+        what: one_line(what),
+    }
+}
+
+/// `text` on one line, and not without end.
+fn one_line(text: &str) -> String {
+    const MOST: usize = 300;
+    let line = text.split_whitespace().collect::<Vec<_>>().join(" ");
+    match line.char_indices().nth(MOST) {
+        Some((end, _)) => format!("{}…", &line[..end]),
+        None => line,
+    }
+}
+
+#[cfg(test)]
+mod tests;
