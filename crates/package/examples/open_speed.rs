@@ -4,6 +4,7 @@
 
 use ondine_package::path::BundlePath;
 use ondine_package::seal::{Cipher, Identity, SealedFile, seal_file};
+use ondine_package::source::FileSource;
 use ondine_package::{ByteSource, Limits};
 use std::time::Instant;
 
@@ -18,10 +19,9 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     std::fs::write(&from, &plain)?;
     let identity = Identity::generate()?;
     let mut out = vec![0; plain.len()];
-    let file = std::fs::File::open(&from)?;
+    let file = FileSource::open(&from)?;
     report("plain read", plain.len(), || {
-        use std::os::unix::fs::FileExt;
-        file.read_exact_at(&mut out, 0).map_err(Into::into)
+        file.read_at(0, &mut out).map_err(Into::into)
     })?;
     for cipher in [Cipher::Aes256Gcm, Cipher::XChaCha20Poly1305] {
         seal_file(

@@ -6,7 +6,7 @@ use crate::output::Output;
 use ondine_package::seal::Identity;
 use ondine_package::signature::{Algorithm, PrivateKey};
 use serde_json::json;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 /// Arguments of `ondine keygen`.
 #[derive(Debug, clap::Args)]
@@ -73,12 +73,7 @@ pub fn run(args: &Args, output: &mut Output) -> Result<(), CliError> {
     report(output, &secret, &public, &key.public().hint().to_hex())
 }
 
-fn report(
-    output: &mut Output,
-    secret: &PathBuf,
-    public: &PathBuf,
-    name: &str,
-) -> Result<(), CliError> {
+fn report(output: &mut Output, secret: &Path, public: &Path, name: &str) -> Result<(), CliError> {
     if output.is_json() {
         return output.json(&json!({ "private": secret, "public": public, "name": name }));
     }

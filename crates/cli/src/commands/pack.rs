@@ -6,7 +6,7 @@ use ondine_package::Limits;
 use ondine_package::bundle::{self, Input, Manifest, Parent, Role, RuntimeVersion};
 use ondine_package::path::BundlePath;
 use serde_json::json;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 /// Arguments of `ondine pack`.
 #[derive(Debug, clap::Args)]
@@ -46,7 +46,7 @@ pub fn run(args: &Args, output: &mut Output) -> Result<(), CliError> {
     let inputs = args
         .files
         .iter()
-        .map(input)
+        .map(|file| input(file))
         .collect::<Result<Vec<_>, _>>()?;
     let mut parents = Vec::new();
     for directory in &args.parent {
@@ -87,7 +87,7 @@ pub fn run(args: &Args, output: &mut Output) -> Result<(), CliError> {
     output.line(&identity)
 }
 
-fn input(from: &PathBuf) -> Result<Input, CliError> {
+fn input(from: &Path) -> Result<Input, CliError> {
     let name = from.file_name().and_then(|name| name.to_str());
     let name =
         name.ok_or_else(|| CliError::Usage(format!("{} has no file name", from.display())))?;
@@ -104,7 +104,7 @@ fn input(from: &PathBuf) -> Result<Input, CliError> {
         _ => Role::Other,
     };
     Ok(Input {
-        from: from.clone(),
+        from: from.to_owned(),
         path,
         role,
     })

@@ -135,7 +135,7 @@ impl Manifest {
     ///
     /// # Errors
     /// [`ManifestError`] with the rule that is broken.
-    pub fn new(mut self, limits: &Limits) -> Result<Self, ManifestError> {
+    pub fn checked(mut self, limits: &Limits) -> Result<Self, ManifestError> {
         self.files.sort_by(|a, b| a.path.cmp(&b.path));
         self.parents.sort_by_key(|parent| parent.version);
         check_rules(&self, limits)?;
@@ -368,7 +368,7 @@ mod tests {
                 version: 6,
             }],
         }
-        .new(&Limits::default())
+        .checked(&Limits::default())
     }
 
     #[test]

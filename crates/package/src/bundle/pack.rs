@@ -85,7 +85,7 @@ pub fn pack(
         files,
         parents: parents.to_vec(),
     }
-    .new(limits)?;
+    .checked(limits)?;
 
     fs::create_dir_all(out).map_err(at(out))?;
     if fs::read_dir(out).map_err(at(out))?.next().is_some() {

@@ -330,16 +330,16 @@ impl Numbers {
             return 0;
         }
         let negative = self.signs[sign_context].code(coder, value < 0);
-        let size = self.from_one(coder, context, value.unsigned_abs()) as i64;
+        let size = self.at_least_one(coder, context, value.unsigned_abs()) as i64;
         if negative { -size } else { size }
     }
 
     /// Codes a number from 0 to 2³² − 2.
     pub fn unsigned<C: Coder>(&mut self, coder: &mut C, context: usize, value: u64) -> u64 {
-        self.from_one(coder, context, value + 1) - 1
+        self.at_least_one(coder, context, value + 1) - 1
     }
 
-    fn from_one<C: Coder>(&mut self, coder: &mut C, context: usize, value: u64) -> u64 {
+    fn at_least_one<C: Coder>(&mut self, coder: &mut C, context: usize, value: u64) -> u64 {
         let context = &mut self.contexts[context];
         let bits = 63 - (value | 1).leading_zeros() as usize;
         let mut length = 0;

@@ -17,6 +17,11 @@
 //! Any other file is coded as bytes as a whole. Applying takes a few megabytes of memory beside the header, whatever the model's
 //! size, can be taken up again after an interruption, and makes the result visible only when its hash is right.
 
+#![allow(
+    clippy::needless_range_loop,
+    reason = "indices are those of the formats, and several arrays share them"
+)]
+
 mod apply;
 mod block;
 mod coder;

@@ -69,7 +69,7 @@ impl Format {
         }
     }
 
-    fn from_order(self, order: i64) -> u32 {
+    fn at_order(self, order: i64) -> u32 {
         let mask = i64::from(self.sign_bit() - 1);
         if order >= 0 {
             (order & mask) as u32
@@ -148,7 +148,7 @@ impl Floats {
             );
             if C::DECODES {
                 self.format.put(
-                    self.format.from_order(self.format.order(old) + difference),
+                    self.format.at_order(self.format.order(old) + difference),
                     new,
                 );
             }

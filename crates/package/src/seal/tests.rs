@@ -4,7 +4,7 @@ use crate::path::BundlePath;
 use crate::source::ByteSource;
 use proptest::prelude::*;
 use std::fs;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 struct Case {
     directory: tempfile::TempDir,
@@ -33,7 +33,7 @@ impl Case {
         to
     }
 
-    fn open(&self, path: &PathBuf) -> Result<SealedFile, SealError> {
+    fn open(&self, path: &Path) -> Result<SealedFile, SealError> {
         SealedFile::open(
             path,
             std::slice::from_ref(&self.identity),
@@ -41,7 +41,7 @@ impl Case {
         )
     }
 
-    fn read_all(&self, path: &PathBuf) -> Result<Vec<u8>, SealError> {
+    fn read_all(&self, path: &Path) -> Result<Vec<u8>, SealError> {
         let to = self.directory.path().join("opened");
         unseal_file(
             path,

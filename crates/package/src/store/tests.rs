@@ -281,7 +281,7 @@ fn version(name: &str, number: u64) -> Version {
         files: entries,
         parents: parents.into_iter().collect(),
     };
-    let manifest = manifest.new(&Limits::default()).unwrap().to_json();
+    let manifest = manifest.checked(&Limits::default()).unwrap().to_json();
     let verified = Verified {
         name: name.into(),
         root: Digest([0; 32]),
