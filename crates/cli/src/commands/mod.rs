@@ -4,18 +4,28 @@ use crate::error::CliError;
 use crate::output::Output;
 use clap::Subcommand;
 
+#[cfg(feature = "package")]
+mod apply;
 mod bench;
 mod chat;
 #[cfg(feature = "completions")]
 mod completions;
+#[cfg(feature = "package")]
+mod delivery;
 mod detokenize;
+#[cfg(feature = "package")]
+mod diff;
 mod generate;
 mod inspect;
+#[cfg(feature = "package")]
+mod keygen;
 mod load;
 mod logits;
 #[cfg(feature = "completions")]
 mod man;
 mod models;
+#[cfg(feature = "package")]
+mod pack;
 mod perplexity;
 #[cfg(feature = "hybrid")]
 mod policy;
@@ -26,7 +36,15 @@ mod redact;
 #[cfg(feature = "hybrid")]
 mod route;
 mod run;
+#[cfg(feature = "package")]
+mod seal;
+#[cfg(feature = "package")]
+mod sign;
 mod tokenize;
+#[cfg(feature = "package")]
+mod unseal;
+#[cfg(feature = "package")]
+mod verify;
 
 /// One line per verb, in the order of the help text.
 #[derive(Debug, Subcommand)]
@@ -61,6 +79,30 @@ pub enum Command {
     /// Say where a prompt would be answered, and why
     #[cfg(feature = "hybrid")]
     Route(route::Args),
+    /// Make a pair of keys, to sign or to seal models
+    #[cfg(feature = "package")]
+    Keygen(keygen::Args),
+    /// Put a model and what belongs to it into a bundle
+    #[cfg(feature = "package")]
+    Pack(pack::Args),
+    /// Sign a model
+    #[cfg(feature = "package")]
+    Sign(sign::Args),
+    /// Check that a model is what was signed
+    #[cfg(feature = "package")]
+    Verify(verify::Args),
+    /// Encrypt a model for some recipients
+    #[cfg(feature = "package")]
+    Seal(seal::Args),
+    /// Decrypt a sealed model
+    #[cfg(feature = "package")]
+    Unseal(unseal::Args),
+    /// Write what turns one version of a model into the next
+    #[cfg(feature = "package")]
+    Diff(diff::Args),
+    /// Make the next version of a model from a delta
+    #[cfg(feature = "package")]
+    Apply(apply::Args),
     /// Print a completion script for a shell
     #[cfg(feature = "completions")]
     Completions(completions::Args),
@@ -92,6 +134,22 @@ pub fn run(command: Command, output: &mut Output) -> Result<(), CliError> {
         Command::Policy(args) => policy::run(&args, output),
         #[cfg(feature = "hybrid")]
         Command::Route(args) => route::run(&args, output),
+        #[cfg(feature = "package")]
+        Command::Keygen(args) => keygen::run(&args, output),
+        #[cfg(feature = "package")]
+        Command::Pack(args) => pack::run(&args, output),
+        #[cfg(feature = "package")]
+        Command::Sign(args) => sign::run(&args, output),
+        #[cfg(feature = "package")]
+        Command::Verify(args) => verify::run(&args, output),
+        #[cfg(feature = "package")]
+        Command::Seal(args) => seal::run(&args, output),
+        #[cfg(feature = "package")]
+        Command::Unseal(args) => unseal::run(&args, output),
+        #[cfg(feature = "package")]
+        Command::Diff(args) => diff::run(&args, output),
+        #[cfg(feature = "package")]
+        Command::Apply(args) => apply::run(&args, output),
         #[cfg(feature = "completions")]
         Command::Completions(args) => completions::run(&args, output),
         #[cfg(feature = "completions")]
