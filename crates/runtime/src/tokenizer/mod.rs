@@ -22,6 +22,7 @@ mod vocabulary;
 mod well_known;
 mod word_cache;
 
+use crate::gguf::one_line;
 use std::borrow::Cow;
 use std::path::Path;
 use std::sync::{Arc, OnceLock};
@@ -53,7 +54,10 @@ pub enum TokenizerError {
         key: &'static str,
     },
     /// A metadata entry does not fit the rest.
-    #[error("the model's '{key}' {what}; the file is damaged, fetch it again")]
+    #[error(
+        "the model's '{key}' {}; the file is damaged, fetch it again",
+        one_line(what)
+    )]
     Invalid {
         /// Name of the entry.
         key: &'static str,
@@ -62,7 +66,8 @@ pub enum TokenizerError {
     },
     /// The tokenizer is of a kind that is not supported.
     #[error(
-        "the tokenizer model '{name}' is not supported; use a model with a 'gpt2' or 'llama' tokenizer"
+        "the tokenizer model '{}' is not supported; use a model with a 'gpt2' or 'llama' tokenizer",
+        one_line(name)
     )]
     UnknownModel {
         /// Name in the file.
@@ -70,7 +75,8 @@ pub enum TokenizerError {
     },
     /// The pre-tokenizer has no known rules, so any ids would be wrong.
     #[error(
-        "the pre-tokenizer '{name}' is not known; convert the model again with a supported 'tokenizer.ggml.pre'"
+        "the pre-tokenizer '{}' is not known; convert the model again with a supported 'tokenizer.ggml.pre'",
+        one_line(name)
     )]
     UnknownPreTokenizer {
         /// Name in the file.
@@ -85,7 +91,7 @@ pub enum TokenizerError {
         source: std::io::Error,
     },
     /// A JSON file is not what it should be.
-    #[error("{file}: {what}")]
+    #[error("{file}: {}", one_line(what))]
     Json {
         /// The file.
         file: String,
@@ -93,7 +99,10 @@ pub enum TokenizerError {
         what: String,
     },
     /// The `tokenizer.json` asks for something that is not implemented, so any ids would be wrong.
-    #[error("{what} in tokenizer.json is not supported; use the model's GGUF file")]
+    #[error(
+        "{} in tokenizer.json is not supported; use the model's GGUF file",
+        one_line(what)
+    )]
     Unsupported {
         /// What is asked for.
         what: String,
