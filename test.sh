@@ -38,7 +38,7 @@ install_packages() {
 }
 
 if ! command -v cargo >/dev/null; then
-    say "cargo is not there: install Rust 1.88 or later, from https://rustup.rs for example"
+    say "cargo is not there: install Rust 1.89 or later, from https://rustup.rs for example"
     exit 1
 fi
 if ! command -v cc >/dev/null && ! install_packages gcc libc6-dev; then

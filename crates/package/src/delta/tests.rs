@@ -149,10 +149,12 @@ fn other_files_survive() {
 fn an_interrupted_run_is_taken_up_again() {
     let data = noise(5, 20 * 200_000);
     let file = |data: &[u8]| {
-        let tensors: Vec<_> = (0..9)
-            .map(|i| ["a", "b", "c", "d", "e", "f", "g", "h", "i"][i])
-            .collect();
-        let tensors: Vec<_> = tensors
+        // 4 MB each: nine fill the first stream of tensors.
+        const NAMES: [&str; 18] = [
+            "a", "b", "c", "d", "e", "f", "g", "h", "i", "j", "k", "l", "m", "n", "o", "p", "q",
+            "r",
+        ];
+        let tensors: Vec<_> = NAMES
             .iter()
             .map(|name| (*name, 3, &[64_u64, 100_000][..], data))
             .collect();
