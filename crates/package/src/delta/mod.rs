@@ -4,15 +4,15 @@
 //! magic · BLAKE3 of the result · start of the base's BLAKE3 · lengths · kind · streams
 //! ```
 //!
-//! A GGUF file is taken apart: its header is coded as bytes ([`general`]), then a plan says for each tensor which old tensor it
+//! A GGUF file is taken apart: its header is coded as bytes (`general`), then a plan says for each tensor which old tensor it
 //! comes from (the same name; else equal content under another name; else a similar tensor of that shape; else none), then the
 //! tensors that changed follow in streams of their own, which are coded and decoded on all cores:
 //!
 //! | tensor | how |
 //! |---|---|
-//! | quantised blocks | [`quantised`]: factors, then codes, on the new grid |
-//! | plain numbers | [`plain::Floats`]: distance in units of the last place |
-//! | other types, and new tensors | [`plain::Records`] |
+//! | quantised blocks | `quantised`: factors, then codes, on the new grid |
+//! | plain numbers | `plain::Floats`: distance in units of the last place |
+//! | other types, and new tensors | `plain::Records` |
 //!
 //! Any other file is coded as bytes as a whole. Applying takes a few megabytes of memory beside the header, whatever the model's
 //! size, can be taken up again after an interruption, and makes the result visible only when its hash is right.
