@@ -128,7 +128,8 @@ fn table(
 
 /// `mixed = softmax(scale × q kᵀ) v` with the keys and values of the chunk appended to the pages.
 pub(super) fn attention<'e>(
-    engine: &'e Engine,
+    engine: &Engine,
+    weights: &'e MixerWeights,
     index: usize,
     spec: &Attention,
     parts: &mut [Part],
@@ -141,7 +142,7 @@ pub(super) fn attention<'e>(
         output,
         query_norm,
         key_norm,
-    } = &engine.weights.layers[index].mixer
+    } = weights
     else {
         unreachable!("weights are loaded from the same description");
     };

@@ -11,7 +11,8 @@ use crate::kv_cache::LayerState;
 
 /// `mixed = c × conv(b × x)` with `b, c, x = input(normed)`.
 pub(super) fn short_convolution<'e>(
-    engine: &'e Engine,
+    engine: &Engine,
+    weights: &'e MixerWeights,
     index: usize,
     parts: &mut [Part],
     scratch: &mut Scratch,
@@ -20,7 +21,7 @@ pub(super) fn short_convolution<'e>(
         input,
         kernel,
         output,
-    } = &engine.weights.layers[index].mixer
+    } = weights
     else {
         unreachable!("weights are loaded from the same description");
     };

@@ -12,12 +12,12 @@ use crate::model::{Activation, Experts, FeedForward};
 /// Leaves the network's inner activations in `inner` and says which matrix finishes it; or, for
 /// experts, leaves the finished sum in `branch`.
 pub(super) fn feed_forward<'e>(
-    engine: &'e Engine,
+    engine: &Engine,
+    weights: &'e FeedForwardWeights,
     index: usize,
     scratch: &mut Scratch,
 ) -> Option<Projection<'e>> {
     let spec = &engine.spec.layers[index].feed_forward;
-    let weights = &engine.weights.layers[index].feed_forward;
     let rows = scratch.rows;
     match (spec, weights) {
         (FeedForward::Gated(spec), FeedForwardWeights::Gated(weights)) => {

@@ -6,7 +6,7 @@ use super::attention::attention;
 use super::convolution::short_convolution;
 use super::feed_forward::feed_forward;
 use super::scratch::Scratch;
-use super::weights::{Matrix, NormWeights};
+use super::weights::{LayerWeights, Matrix, MixerWeights, NormWeights};
 use super::{Engine, Part};
 use crate::model::{Norm, NormKind};
 
@@ -47,12 +47,17 @@ pub(super) fn embed(engine: &Engine, tokens: &[u32], parts: &[Part], scratch: &m
 
 /// `hidden += mixer(norm(hidden)); hidden += feed_forward(norm(hidden))`, each output normed and
 /// scaled where the model says so.
-pub(super) fn layer(engine: &Engine, index: usize, parts: &mut [Part], scratch: &mut Scratch) {
+pub(super) fn layer(
+    engine: &Engine,
+    weights: &LayerWeights,
+    index: usize,
+    parts: &mut [Part],
+    scratch: &mut Scratch,
+) {
     let spec = &engine.spec.layers[index];
-    let weights = &engine.weights.layers[index];
 
     norm_input(engine, &spec.mixer_norm, &weights.mixer_norm, scratch);
-    let output = mixer(engine, index, parts, scratch);
+    let output = mixer(engine, &weights.mixer, index, parts, scratch);
     let post = spec
         .mixer_post_norm
         .as_ref()
@@ -69,7 +74,7 @@ pub(super) fn layer(engine: &Engine, index: usize, parts: &mut [Part], scratch: 
         .feed_forward_post_norm
         .as_ref()
         .zip(weights.feed_forward_post_norm.as_ref());
-    match feed_forward(engine, index, scratch) {
+    match feed_forward(engine, &weights.feed_forward, index, scratch) {
         Some(output) => project_and_add(engine, output, post, spec.residual_scale, scratch),
         None => add_branch(engine, post, spec.residual_scale, scratch),
     }
@@ -130,15 +135,16 @@ pub(super) enum Source {
 }
 
 fn mixer<'e>(
-    engine: &'e Engine,
+    engine: &Engine,
+    weights: &'e MixerWeights,
     index: usize,
     parts: &mut [Part],
     scratch: &mut Scratch,
 ) -> Projection<'e> {
     use crate::model::Mixer;
     match &engine.spec.layers[index].mixer {
-        Mixer::Attention(spec) => attention(engine, index, spec, parts, scratch),
-        Mixer::ShortConvolution(_) => short_convolution(engine, index, parts, scratch),
+        Mixer::Attention(spec) => attention(engine, weights, index, spec, parts, scratch),
+        Mixer::ShortConvolution(_) => short_convolution(engine, weights, index, parts, scratch),
     }
 }
 

@@ -394,8 +394,8 @@ impl CpuDecoder {
 
         self.scratch.resize(&self.engine.spec, rows);
         layer::embed(&self.engine, &tokens, &parts, &mut self.scratch);
-        for index in 0..self.engine.spec.layers.len() {
-            layer::layer(&self.engine, index, &mut parts, &mut self.scratch);
+        for (index, weights) in self.engine.weights.layers.iter().enumerate() {
+            layer::layer(&self.engine, weights, index, &mut parts, &mut self.scratch);
         }
         for part in &mut parts {
             part.state.length += part.rows.len();
