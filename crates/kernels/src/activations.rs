@@ -2,10 +2,12 @@
 
 use std::ops::Range;
 
-use crate::Context;
+use half::{bf16, f16};
+
 use crate::arch::product::quantize_rows;
 use crate::arch::threads::DisjointPieces;
 use crate::packed::layout::BLOCK;
+use crate::{Context, TensorType};
 
 /// Tokens of a full tile.
 pub(crate) const TILE: usize = 16;
@@ -18,9 +20,10 @@ const PARALLEL: usize = 1 << 15;
 /// A batch of inputs in the forms that the weights need; reused from step to step.
 ///
 /// Quantised weights take blocks of 32 signed bytes with an f32 scale (the largest size / 127, codes rounded to the
-/// nearest even) and the sum of their codes; float weights take the numbers themselves. A block with a number that is
-/// not finite becomes NaN as a whole; one whose numbers are all below 1e-30 becomes zero.
-#[derive(Clone, Debug, Default)]
+/// nearest even) and the sum of their codes; float weights take the numbers rounded to their own type, as other engines
+/// do, so that results compare. A block with a number that is not finite becomes NaN as a whole; one whose numbers are
+/// all below 1e-30 becomes zero.
+#[derive(Clone, Debug)]
 pub struct Activations {
     tokens: usize,
     cols: usize,
@@ -28,10 +31,22 @@ pub struct Activations {
     /// empty where rows do not
     /// fill whole blocks.
     panels: Vec<Line>,
-    /// [tokens, cols]
-    floats: Vec<f32>,
-    /// Whether `floats` is left out.
-    codes_only: bool,
+    /// The types of float weights that will read this, and the inputs rounded to each, [tokens, cols].
+    floats: Vec<(TensorType, Vec<f32>)>,
+}
+
+impl Default for Activations {
+    /// For weights of any type.
+    fn default() -> Self {
+        let mut activations = Activations {
+            tokens: 0,
+            cols: 0,
+            panels: Vec::new(),
+            floats: Vec::new(),
+        };
+        activations.set_float_types(&[TensorType::F32, TensorType::F16, TensorType::BF16]);
+        activations
+    }
 }
 
 /// A cache line.
@@ -51,10 +66,10 @@ pub(crate) struct TokenTile {
 }
 
 impl Activations {
-    /// Keeps only the forms for quantised weights from now on (or again both): saves a copy where a model has no float
-    /// matrices.
-    pub fn set_codes_only(&mut self, codes_only: bool) {
-        self.codes_only = codes_only;
+    /// Keeps the forms for these types of float weights from now on, besides the one for quantised weights: saves copies
+    /// where a model has no such matrices.
+    pub fn set_float_types(&mut self, types: &[TensorType]) {
+        self.floats = types.iter().map(|&ty| (ty, Vec::new())).collect();
     }
 
     /// Takes `x`, [tokens, cols].
@@ -72,8 +87,9 @@ impl Activations {
         } else {
             0
         };
-        let keep_floats = !self.codes_only || blocks == 0;
-        self.floats.resize(if keep_floats { len } else { 0 }, 0.0);
+        for (_, floats) in &mut self.floats {
+            floats.resize(len, 0.0);
+        }
         let words = panel_start(tokens) * blocks * WORDS;
         self.panels.resize(words.div_ceil(16), Line::default());
         if len == 0 {
@@ -82,12 +98,16 @@ impl Activations {
 
         let panels = &mut bytemuck::cast_slice_mut::<Line, i32>(&mut self.panels)[..words];
         let panels = DisjointPieces::new(panels, (TILE * blocks * WORDS).max(1));
-        let floats = DisjointPieces::new(&mut self.floats, TILE * cols);
+        let floats: Vec<_> = self
+            .floats
+            .iter_mut()
+            .map(|(ty, floats)| (*ty, DisjointPieces::new(floats, TILE * cols)))
+            .collect();
         let work = |index: usize| {
             let range = index * TILE..tokens.min((index + 1) * TILE);
             let x = &x[range.start * cols..range.end * cols];
-            if keep_floats {
-                floats.take(index).copy_from_slice(x);
+            for (ty, floats) in &floats {
+                round_to(*ty, x, floats.take(index));
             }
             if blocks > 0 {
                 let mut rest = panels.take(index);
@@ -119,17 +139,17 @@ impl Activations {
 
     /// Bytes of the buffers.
     pub fn bytes(&self) -> usize {
-        self.panels.capacity() * size_of::<Line>() + self.floats.capacity() * 4
+        let floats = self.floats.iter().map(|(_, floats)| floats.capacity() * 4);
+        self.panels.capacity() * size_of::<Line>() + floats.sum::<usize>()
     }
 
-    /// Inputs as f32, [tokens, cols].
-    pub(crate) fn floats(&self) -> &[f32] {
-        assert_eq!(
-            self.floats.len(),
-            self.tokens * self.cols,
-            "float weights need activations that keep floats"
-        );
-        &self.floats
+    /// Inputs as float weights of type `ty` take them, [tokens, cols].
+    ///
+    /// # Panics
+    /// If `ty` was left out by [`set_float_types`](Self::set_float_types).
+    pub(crate) fn floats(&self, ty: TensorType) -> &[f32] {
+        let kept = self.floats.iter().find(|(kept, _)| *kept == ty);
+        &kept.expect("activations that keep this type").1
     }
 
     /// The tiles of some tokens; `range` starts at a multiple of [`TILE`] and ends at one or at the last token.
@@ -152,6 +172,24 @@ impl Activations {
                 .sum::<usize>()
         };
         &bytemuck::cast_slice(&self.panels)[start * words..(start + tile.width) * words]
+    }
+}
+
+/// Numbers of type `ty` next to `x`; beyond its range the largest, so that a product stays finite.
+fn round_to(ty: TensorType, x: &[f32], out: &mut [f32]) {
+    let largest = f16::MAX.to_f32();
+    match ty {
+        TensorType::F16 => {
+            for (out, x) in out.iter_mut().zip(x) {
+                *out = f16::from_f32(x.clamp(-largest, largest)).to_f32();
+            }
+        }
+        TensorType::BF16 => {
+            for (out, x) in out.iter_mut().zip(x) {
+                *out = bf16::from_f32(*x).to_f32();
+            }
+        }
+        _ => out.copy_from_slice(x),
     }
 }
 
@@ -256,7 +294,7 @@ mod tests {
             let run = |isa| {
                 let mut activations = Activations::default();
                 activations.quantize(&Context { isa, pool: &pool }, &x, tokens, cols);
-                assert_eq!(activations.floats(), x);
+                assert_eq!(activations.floats(TensorType::F32), x);
                 read(&activations)
             };
             let expected = run(Isa::Scalar);
@@ -271,6 +309,25 @@ mod tests {
                 assert_eq!(run(isa), expected, "{isa:?}");
             }
         }
+    }
+
+    #[test]
+    fn float_weights_take_inputs_of_their_own_type() {
+        let pool = ThreadPool::new(1);
+        let context = Context {
+            isa: Isa::Scalar,
+            pool: &pool,
+        };
+        let x = [1.0, 1.0 + 2f32.powi(-12), 1e9, -f32::INFINITY, 0.1];
+        let mut activations = Activations::default();
+        activations.quantize(&context, &x, 1, x.len());
+        let halves = activations.floats(TensorType::F16);
+        assert_eq!(halves[..4], [1.0, 1.0, 65504.0, -65504.0]);
+        assert_eq!(halves[4].to_bits(), 0x3dcc_c000);
+        let short = activations.floats(TensorType::BF16);
+        assert_eq!(short[..2], [1.0, 1.0]);
+        assert_eq!(short[4].to_bits(), 0x3dcd_0000);
+        assert_eq!(activations.floats(TensorType::F32), x);
     }
 
     #[test]

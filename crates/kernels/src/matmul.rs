@@ -255,7 +255,7 @@ fn product(
     let bytes = &w.as_bytes()[group * w.group_bytes()..][..w.group_bytes()];
     match w.tensor_type() {
         ty @ (TensorType::F32 | TensorType::F16 | TensorType::BF16) => {
-            let x = &x.floats()[tokens.first * w.cols()..][..tokens.tokens * w.cols()];
+            let x = &x.floats(ty)[tokens.first * w.cols()..][..tokens.tokens * w.cols()];
             float_tile(isa, ty, bytes, x, w.cols(), sums);
         }
         ty => {

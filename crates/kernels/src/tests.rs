@@ -25,7 +25,7 @@ fn is_float(ty: TensorType) -> bool {
 /// The inputs as quantised weights see them, [tokens, cols].
 fn seen(x: &Activations, ty: TensorType) -> Vec<f64> {
     if is_float(ty) {
-        return x.floats().iter().map(|&x| f64::from(x)).collect();
+        return x.floats(ty).iter().map(|&x| f64::from(x)).collect();
     }
     let mut out = Vec::new();
     for tile in x.tiles(0..x.tokens()) {

@@ -32,8 +32,9 @@ fn logits_equal_the_reference() {
             let actual = last_rows(&case, isa, options, &[case.tokens().len()]);
             let bound = match case.tiny.tensor_type {
                 TensorType::F32 | TensorType::F16 => FLOAT_ERROR,
-                // The reference rounds activations to bf16 before it multiplies; here they stay f32.
-                TensorType::BF16 => 1e-4,
+                // Inputs are rounded to bf16 as there, but the reference's products come from an instruction that
+                // rounds its sums otherwise.
+                TensorType::BF16 => 1e-5,
                 _ => QUANTISED_ERROR,
             };
             let error = normalised_error(&expected, &actual);

@@ -104,7 +104,7 @@ impl Backend for CpuBackend {
         let ropes = RopeTables::new(file, spec, context)?;
         let mut scratch = Scratch::default();
         for input in [&mut scratch.input, &mut scratch.inner_input] {
-            input.set_codes_only(!weights.has_float_matrices());
+            input.set_float_types(weights.float_types());
         }
         Ok(Box::new(CpuDecoder {
             device: self.report(pool.threads()),

@@ -21,7 +21,7 @@ pub(super) struct Weights {
     pub(super) output_norm: NormWeights,
     pub(super) output: Matrix,
     bytes: u64,
-    has_float_matrices: bool,
+    float_types: Vec<TensorType>,
 }
 
 /// A packed matrix with its bias, [rows].
@@ -110,13 +110,13 @@ impl Weights {
             output_norm,
             output,
             bytes: loader.bytes,
-            has_float_matrices: loader.packed.values().any(|matrix| is_float(matrix)),
+            float_types: float_types(loader.packed.values()),
         })
     }
 
-    /// Whether any matrix takes its input as floats.
-    pub(super) fn has_float_matrices(&self) -> bool {
-        self.has_float_matrices
+    /// The types of matrices that take their input as floats.
+    pub(super) fn float_types(&self) -> &[TensorType] {
+        &self.float_types
     }
 
     /// Bytes of all matrices.
@@ -393,11 +393,13 @@ impl<'a> Loader<'a> {
     }
 }
 
-fn is_float(matrix: &PackedMatrix) -> bool {
-    matches!(
-        matrix.tensor_type(),
-        TensorType::F32 | TensorType::F16 | TensorType::BF16
-    )
+fn float_types<'a>(
+    matrices: impl Iterator<Item = &'a Arc<PackedMatrix>> + Clone,
+) -> Vec<TensorType> {
+    [TensorType::F32, TensorType::F16, TensorType::BF16]
+        .into_iter()
+        .filter(|&ty| matrices.clone().any(|matrix| matrix.tensor_type() == ty))
+        .collect()
 }
 
 /// Reads a vector tensor as f32, for what is not part of the weights proper.
