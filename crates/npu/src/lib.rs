@@ -4,6 +4,10 @@
 //! | module | one line |
 //! |---|---|
 //! | [`profile`] | what a device is: a TOML file whose every number has a source |
+//! | [`program`] | a model lowered to tiles: transfers, computation, the host's share, and their schedule |
+//! | [`plan`] | speed, memory, energy and verdict of a model on a device |
 #![deny(unsafe_code)]
 
+pub mod plan;
 pub mod profile;
+pub mod program;

@@ -27,6 +27,8 @@ mod models;
 #[cfg(feature = "package")]
 mod pack;
 mod perplexity;
+#[cfg(feature = "npu")]
+mod plan;
 #[cfg(feature = "hybrid")]
 mod policy;
 #[cfg(feature = "pull")]
@@ -68,6 +70,9 @@ pub enum Command {
     Perplexity(perplexity::Args),
     /// Measure how fast a model runs here
     Bench(bench::Args),
+    /// Predict how fast a model would run on a device that is not here
+    #[cfg(feature = "npu")]
+    Plan(plan::Args),
     /// Show what a model is
     Inspect(inspect::Args),
     /// Find personal data and secrets in a text, and replace them
@@ -127,6 +132,8 @@ pub fn run(command: Command, output: &mut Output) -> Result<(), CliError> {
         Command::Logits(args) => logits::run(&args, output),
         Command::Perplexity(args) => perplexity::run(&args, output),
         Command::Bench(args) => bench::run(&args, output),
+        #[cfg(feature = "npu")]
+        Command::Plan(args) => plan::run(&args, output),
         Command::Inspect(args) => inspect::run(&args, output),
         #[cfg(feature = "hybrid")]
         Command::Redact(args) => redact::run(&args, output),

@@ -6,6 +6,7 @@
 //! from them, on this backend or on another.
 
 pub mod cpu;
+pub mod rope;
 
 use std::io;
 use std::sync::Arc;

@@ -51,6 +51,20 @@ pub struct ModelFile {
     /// The files, then the views of them.
     sources: Vec<Arc<dyn ByteSource>>,
     files: usize,
+    weightless: Option<Weightless>,
+}
+
+/// What a model that was described without its weights says about the tensors it would have.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Weightless {
+    /// Whether the output head is the embedding table.
+    pub(crate) tied: bool,
+    /// Whether feed-forward networks are mixtures of experts.
+    pub(crate) experts: bool,
+    /// Rows of the embedding table.
+    pub(crate) vocabulary: u64,
+    /// Rows of a learnt position table, where the architecture has one.
+    pub(crate) positions: u64,
 }
 
 impl ModelFile {
@@ -157,6 +171,17 @@ impl ModelFile {
             file.insert(tensor)?;
         }
         Ok(file)
+    }
+
+    /// The same with the promise of tensors that nobody has yet: enough to describe, not to load.
+    pub(crate) fn with_promise(mut self, promise: Weightless) -> Self {
+        self.weightless = Some(promise);
+        self
+    }
+
+    /// Set when this file only describes a model.
+    pub(crate) fn weightless(&self) -> Option<Weightless> {
+        self.weightless
     }
 
     /// All tensors in file order.
@@ -287,6 +312,7 @@ impl Parser<'_> {
             index: HashMap::with_capacity(tensors.len()),
             sources: vec![source.clone()],
             files: 1,
+            weightless: None,
         };
         for mut tensor in tensors {
             let placed = data_start.checked_add(tensor.offset).filter(|start| {

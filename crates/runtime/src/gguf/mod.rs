@@ -9,6 +9,7 @@ mod file;
 mod metadata;
 mod writer;
 
+pub(crate) use file::Weightless;
 pub use file::{ModelFile, TensorInfo};
 pub use metadata::{Array, ElementType, Metadata, StringIter, Value};
 pub use writer::HeaderWriter;

@@ -18,11 +18,15 @@ impl Config {
     /// Reads `config.json` in `directory`. Of a model with several modalities, `text_config` takes
     /// precedence over what surrounds it.
     pub(super) fn read(directory: &Path, limits: &Limits) -> Result<Self, ModelFileError> {
-        let path = directory.join("config.json");
-        match json::read(&path, limits)? {
-            Some(values) => Self::new(path, values),
+        Self::open(&directory.join("config.json"), limits)
+    }
+
+    /// Reads the configuration in the file at `path`.
+    pub(super) fn open(path: &Path, limits: &Limits) -> Result<Self, ModelFileError> {
+        match json::read(path, limits)? {
+            Some(values) => Self::new(path.to_owned(), values),
             None => Err(json::invalid(
-                &path,
+                path,
                 "is missing; a checkpoint directory needs it, fetch it again",
             )),
         }

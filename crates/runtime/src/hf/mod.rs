@@ -27,8 +27,8 @@ use family::Family;
 use metadata::Header;
 
 use crate::Limits;
-use crate::gguf::{ModelFile, ModelFileError};
-use crate::model::model_spec;
+use crate::gguf::{ModelFile, ModelFileError, Weightless};
+use crate::model::{ModelSpec, model_spec};
 use crate::source;
 
 /// Opens the checkpoint in `directory`: `config.json` with `model.safetensors`, or with
@@ -61,6 +61,43 @@ pub fn open(directory: &Path, limits: &Limits) -> Result<ModelFile, ModelFileErr
         Ok(_) => Ok(file),
         Err(error) => Err(explain::in_checkpoint_words(error, &config, &family)),
     }
+}
+
+/// Describes the model of a bare `config.json`, of which there are no weights: for planning, not for loading. Biases,
+/// which weigh next to nothing, are left out.
+///
+/// # Errors
+/// [`ModelFileError`] says what is wrong with the file.
+pub fn describe(config: &Path, limits: &Limits) -> Result<ModelSpec, ModelFileError> {
+    let config = Config::open(config, limits)?;
+    let family = Family::of(&config)?;
+    let mut header = Header::new(family.architecture);
+    let stem = config.path().file_stem().and_then(|stem| stem.to_str());
+    let name = match stem {
+        Some("config") | None => model_name(config.path().parent().unwrap_or(Path::new("."))),
+        Some(stem) => stem.to_owned(),
+    };
+    header.string("general.name", &name);
+    let shape = metadata::write(&mut header, &config, &family, limits)?;
+    let vocabulary = config.size(&["vocab_size"], None)?;
+    let tied_by_custom = matches!(
+        family.architecture,
+        "bloom" | "gemma2" | "gemma3" | "gpt2" | "lfm2" | "mpt" | "smollm3"
+    );
+    let tied = config
+        .boolean(&["tie_word_embeddings", "tie_embedding"])?
+        .unwrap_or(tied_by_custom);
+    let file = ModelFile::from_parts(header.finish(), vec![], vec![], vec![], limits)?;
+    let context = file
+        .metadata
+        .unsigned(&format!("{}.context_length", family.architecture))?;
+    let file = file.with_promise(Weightless {
+        tied,
+        experts: shape.experts > 0,
+        vocabulary: vocabulary.into(),
+        positions: context.unwrap_or(0),
+    });
+    model_spec(&file, limits).map_err(|error| explain::in_checkpoint_words(error, &config, &family))
 }
 
 /// What to call the model: its directory, or in a download cache its repository

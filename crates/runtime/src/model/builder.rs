@@ -110,7 +110,12 @@ impl<'a> Builder<'a> {
     }
 
     pub(super) fn has(&self, tensor: &str) -> bool {
-        self.file.tensor(tensor).is_some()
+        match self.file.weightless() {
+            Some(promise) if tensor == "output.weight" => !promise.tied,
+            Some(promise) if tensor.ends_with("ffn_gate_inp.weight") => promise.experts,
+            Some(_) => false,
+            None => self.file.tensor(tensor).is_some(),
+        }
     }
 
     /// The matrix `name.weight`, with `name.bias` where the file has one.
@@ -185,6 +190,11 @@ impl<'a> Builder<'a> {
         name: &str,
         length: usize,
     ) -> Result<Option<String>, ModelFileError> {
+        if self.file.weightless().is_some() {
+            // Norms must be there; biases and tables of factors weigh next to nothing.
+            let norm = name.ends_with(".weight") && !name.starts_with("rope_");
+            return Ok(norm.then(|| name.to_owned()));
+        }
         let Some(tensor) = self.file.tensor(name) else {
             return Ok(None);
         };
@@ -201,6 +211,9 @@ impl<'a> Builder<'a> {
         rows: usize,
         columns: usize,
     ) -> Result<(), ModelFileError> {
+        if self.file.weightless().is_some() {
+            return Ok(());
+        }
         let tensor = self.file.tensor(name).ok_or_else(|| missing(name))?;
         if tensor.columns() != columns as u64 || tensor.rows() != rows as u64 {
             return Err(wrong_shape(
@@ -214,6 +227,13 @@ impl<'a> Builder<'a> {
 
     /// Rows of a tensor, if the file has it.
     pub(super) fn rows_in(&self, name: &str) -> Option<usize> {
+        if let Some(promise) = self.file.weightless() {
+            let rows = match name {
+                "token_embd.weight" => promise.vocabulary,
+                _ => promise.positions,
+            };
+            return usize::try_from(rows).ok();
+        }
         usize::try_from(self.file.tensor(name)?.rows()).ok()
     }
 

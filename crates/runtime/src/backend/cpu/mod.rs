@@ -18,12 +18,13 @@ use super::{
     Backend, BackendError, Decoder, DeviceReport, Fit, LoadOptions, MemoryReport, Run, Scored,
     Scores, SequenceId, Unavailable,
 };
+use crate::backend::rope::RopeTables;
 use crate::gguf::ModelFile;
 use crate::kv_cache::{History, LayerState, PageList, SequenceState};
 use crate::model::{Attention, Mixer, ModelSpec};
-use attention::RopeTables;
 use scratch::Scratch;
 use weights::Weights;
+pub(super) use weights::read_vector;
 
 /// Rows whose logits are computed together: enough to read the head's weights rarely, few enough
 /// that a large vocabulary's logits stay small.

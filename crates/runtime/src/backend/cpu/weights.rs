@@ -403,7 +403,7 @@ fn float_types<'a>(
 }
 
 /// Reads a vector tensor as f32, for what is not part of the weights proper.
-pub(super) fn read_vector(
+pub(in crate::backend) fn read_vector(
     file: &ModelFile,
     name: &str,
     length: usize,
