@@ -2,15 +2,13 @@
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::{Duration, Instant};
-
-use thiserror::Error;
+use std::time::Instant;
 
 use crate::backend::{BackendError, Scored, Scores, Wanted};
-use crate::constraint::{Constraint, ConstraintError};
-use crate::sample::{SampleError, Sampled, Sampler, SamplingOptions, StopMatcher};
+use crate::constraint::Constraint;
+use crate::continuation::{Continuation, GenerateError, GenerationStats, Piece, StopReason};
+use crate::sample::SamplingOptions;
 use crate::session::{ContextOverflow, Session, shifted};
-use crate::tokenizer::{StreamDecoder, Tokenizer};
 
 /// How to generate.
 #[derive(Default)]
@@ -31,114 +29,15 @@ pub struct GenerateOptions {
     pub cancel: Option<Arc<AtomicBool>>,
 }
 
-/// A piece of the answer.
-#[derive(Debug, Clone, PartialEq)]
-pub struct Piece {
-    /// Text that is certain by now: whole characters, and no beginning of a stop text.
-    pub text: String,
-    /// The token that was chosen; none for the last piece, which flushes what was held back.
-    pub token: Option<Sampled>,
-}
-
-/// Why a generation ended.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum StopReason {
-    /// The model ended its turn.
-    EndOfTurn,
-    /// A stop text appeared.
-    StopText,
-    /// The constraint is fulfilled and allows nothing more.
-    Complete,
-    /// `max_tokens` were generated.
-    Length,
-    /// The context is full.
-    ContextFull,
-    /// The caller cancelled.
-    Cancelled,
-}
-
-impl StopReason {
-    /// Short name for reports.
-    pub fn name(self) -> &'static str {
-        match self {
-            StopReason::EndOfTurn => "end_of_turn",
-            StopReason::StopText => "stop_text",
-            StopReason::Complete => "complete",
-            StopReason::Length => "length",
-            StopReason::ContextFull => "context_full",
-            StopReason::Cancelled => "cancelled",
-        }
-    }
-}
-
-/// Figures of a generation.
-#[derive(Debug, Clone, Copy, PartialEq, Default)]
-pub struct GenerationStats {
-    /// Tokens of the prompt.
-    pub prompt_tokens: usize,
-    /// Those of them that were held from before.
-    pub reused_tokens: usize,
-    /// Tokens generated, the one that ended the turn included.
-    pub generated_tokens: usize,
-    /// From the call to the first token.
-    pub time_to_first_token: Duration,
-    /// Computing the prompt.
-    pub prefill: Duration,
-    /// All tokens after the first.
-    pub decode: Duration,
-    /// How often the oldest tokens were dropped to go on.
-    pub shifts: usize,
-}
-
-impl GenerationStats {
-    /// Prompt tokens computed per second.
-    pub fn prefill_tokens_per_second(&self) -> f64 {
-        let computed = self.prompt_tokens - self.reused_tokens;
-        computed as f64 / self.prefill.as_secs_f64().max(1e-9)
-    }
-
-    /// Tokens generated per second after the first; zero when there was only one.
-    pub fn decode_tokens_per_second(&self) -> f64 {
-        match self.generated_tokens {
-            0 | 1 => 0.0,
-            tokens => (tokens - 1) as f64 / self.decode.as_secs_f64().max(1e-9),
-        }
-    }
-}
-
-/// Why a generation failed.
-#[derive(Debug, Error)]
-#[non_exhaustive]
-pub enum GenerateError {
-    /// There is nothing to go on from.
-    #[error("the prompt is empty; give at least one token")]
-    EmptyPrompt,
-    /// The backend failed.
-    #[error(transparent)]
-    Backend(#[from] BackendError),
-    /// The scores cannot be sampled from.
-    #[error(transparent)]
-    Sample(#[from] SampleError),
-    /// The constraint failed.
-    #[error(transparent)]
-    Constraint(#[from] ConstraintError),
-}
-
 /// A running generation: an iterator over the pieces of the answer.
 pub struct Generation<'s> {
     session: &'s mut Session,
-    tokenizer: Arc<Tokenizer>,
-    sampler: Sampler,
-    options: GenerateOptions,
-    text: StreamDecoder<Arc<Tokenizer>>,
-    stops: StopMatcher,
+    answer: Continuation,
+    overflow: ContextOverflow,
+    cancel: Option<Arc<AtomicBool>>,
     /// Tokens still to be computed: the prompt at first, then the last token.
     pending: Vec<u32>,
     logits: Vec<f32>,
-    started: Instant,
-    first_token: Option<Instant>,
-    stats: GenerationStats,
-    ended: Option<StopReason>,
     done: bool,
 }
 
@@ -154,10 +53,6 @@ impl Session {
         prompt: &[u32],
         options: GenerateOptions,
     ) -> Result<Generation<'_>, GenerateError> {
-        let started = Instant::now();
-        if prompt.is_empty() {
-            return Err(GenerateError::EmptyPrompt);
-        }
         let context = self.decoder().context_length();
         let prompt = if prompt.len() < context {
             prompt.to_vec()
@@ -170,29 +65,17 @@ impl Session {
             }
             .into());
         };
-        let mut sampler = Sampler::new(options.sampling.clone())?;
-        for &token in &prompt {
-            sampler.accept(token);
-        }
+        let (overflow, cancel) = (options.overflow, options.cancel.clone());
+        let mut answer = Continuation::new(self.model().tokenizer(), &prompt, options)?;
         let computed = self.align(&prompt);
-        let tokenizer = self.model().tokenizer().clone();
+        answer.stats_mut().reused_tokens = prompt.len() - computed;
         Ok(Generation {
-            text: tokenizer.shared_stream_decoder(false),
-            stops: StopMatcher::new(&options.stop),
             pending: prompt[prompt.len() - computed..].to_vec(),
-            stats: GenerationStats {
-                prompt_tokens: prompt.len(),
-                reused_tokens: prompt.len() - computed,
-                ..GenerationStats::default()
-            },
             session: self,
-            tokenizer,
-            sampler,
-            options,
+            answer,
+            overflow,
+            cancel,
             logits: Vec::new(),
-            started,
-            first_token: None,
-            ended: None,
             done: false,
         })
     }
@@ -207,7 +90,7 @@ impl Iterator for Generation<'_> {
             return None;
         }
         let step = self.step();
-        if step.is_err() || self.ended.is_some() {
+        if step.is_err() || self.stop_reason().is_some() {
             self.done = true;
         }
         Some(step)
@@ -217,80 +100,47 @@ impl Iterator for Generation<'_> {
 impl Generation<'_> {
     /// Why it ended; none while it goes on.
     pub fn stop_reason(&self) -> Option<StopReason> {
-        self.ended
+        self.answer.stop_reason()
     }
 
     /// Whether the text is whole: the model ended it by itself or, under a constraint, it conforms.
     pub fn is_complete(&mut self) -> bool {
-        match (&self.ended, &mut self.options.constraint) {
-            (Some(StopReason::EndOfTurn | StopReason::Complete | StopReason::StopText), None) => {
-                true
-            }
-            (Some(_), Some(constraint)) => constraint.is_complete(),
-            _ => false,
-        }
+        self.answer.is_complete()
     }
 
     /// The figures so far.
     pub fn stats(&self) -> &GenerationStats {
-        &self.stats
+        self.answer.stats()
     }
 
     fn step(&mut self) -> Result<Piece, GenerateError> {
-        if self.options.max_tokens == Some(self.stats.generated_tokens) {
-            return Ok(self.end(StopReason::Length, None));
+        if let Some(last) = self.answer.finish_early() {
+            return Ok(last);
         }
-        if !self.compute_pending()? {
-            return Ok(self.end(self.ended.unwrap_or(StopReason::Cancelled), None));
+        if let Some(reason) = self.compute_pending()? {
+            return Ok(self.answer.end(reason, None));
         }
-        let mask = match &mut self.options.constraint {
-            Some(constraint) if constraint.must_stop() => {
-                return Ok(self.end(StopReason::Complete, None));
-            }
-            Some(constraint) => Some(constraint.mask()?),
-            None => None,
-        };
-        let sampled = self.sampler.sample(&mut self.logits, mask)?;
-        self.sampler.accept(sampled.token);
-        self.note_time();
-        if self.tokenizer.is_end_of_generation(sampled.token) && !self.options.ignore_end {
-            let reason = match self.options.constraint {
-                Some(_) => StopReason::Complete,
-                None => StopReason::EndOfTurn,
-            };
-            return Ok(self.end(reason, Some(sampled)));
-        }
-        if let Some(constraint) = &mut self.options.constraint {
-            constraint.commit(sampled.token)?;
-        }
-        self.pending = vec![sampled.token];
-        let text = self.text.push(sampled.token);
-        let pushed = self.stops.push(&text);
-        if pushed.stopped {
-            self.ended = Some(StopReason::StopText);
-        }
-        Ok(Piece {
-            text: pushed.text,
-            token: Some(sampled),
-        })
+        let piece = self.answer.choose(&mut self.logits)?;
+        self.pending = piece.token.iter().map(|sampled| sampled.token).collect();
+        Ok(piece)
     }
 
-    /// Computes the pending tokens and keeps the logits after the last. False when the caller
-    /// cancelled or the context is full; `ended` says which.
-    fn compute_pending(&mut self) -> Result<bool, GenerateError> {
+    /// Computes the pending tokens and keeps the logits after the last. Answers why the generation ends here, if it does.
+    fn compute_pending(&mut self) -> Result<Option<StopReason>, GenerateError> {
         let begun = Instant::now();
+        let is_first = self.stats().generated_tokens == 0;
         let pending = std::mem::take(&mut self.pending);
         let step = self.session.decoder().chunk();
         let mut computed = 0;
         while computed < pending.len() {
             if self.is_cancelled() {
-                self.ended = Some(StopReason::Cancelled);
-                return Ok(false);
+                return Ok(Some(StopReason::Cancelled));
             }
             let end = pending.len().min(computed + step);
             let tokens = &pending[computed..end];
-            if self.options.overflow == ContextOverflow::Shift {
-                self.stats.shifts += usize::from(self.session.make_room(tokens.len())?);
+            if self.overflow == ContextOverflow::Shift {
+                let shifted = self.session.make_room(tokens.len())?;
+                self.answer.stats_mut().shifts += usize::from(shifted);
             }
             let wanted = match end == pending.len() {
                 true => Wanted::Last,
@@ -306,45 +156,21 @@ impl Generation<'_> {
                     }
                 });
             match result {
-                Err(BackendError::ContextFull { .. }) if self.stats.generated_tokens > 0 => {
-                    self.ended = Some(StopReason::ContextFull);
-                    return Ok(false);
+                Err(BackendError::ContextFull { .. }) if !is_first => {
+                    return Ok(Some(StopReason::ContextFull));
                 }
                 other => other?,
             }
             computed = end;
         }
-        if self.stats.generated_tokens == 0 {
-            self.stats.prefill = begun.elapsed();
+        if is_first {
+            self.answer.stats_mut().prefill = begun.elapsed();
         }
-        Ok(true)
-    }
-
-    fn note_time(&mut self) {
-        self.stats.generated_tokens += 1;
-        match self.first_token {
-            None => {
-                self.stats.time_to_first_token = self.started.elapsed();
-                self.first_token = Some(Instant::now());
-            }
-            Some(first) => self.stats.decode = first.elapsed(),
-        }
-    }
-
-    /// The last piece: what the stream decoder and the stop texts still held back.
-    fn end(&mut self, reason: StopReason, token: Option<Sampled>) -> Piece {
-        self.ended = Some(reason);
-        let tail = self.text.finish();
-        let pushed = self.stops.push(&tail);
-        let mut text = pushed.text;
-        if !pushed.stopped {
-            text.push_str(&self.stops.finish());
-        }
-        Piece { text, token }
+        Ok(None)
     }
 
     fn is_cancelled(&self) -> bool {
-        let cancel = self.options.cancel.as_ref();
+        let cancel = self.cancel.as_ref();
         cancel.is_some_and(|cancel| cancel.load(Ordering::Relaxed))
     }
 }

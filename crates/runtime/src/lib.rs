@@ -6,6 +6,7 @@ pub mod backend;
 pub mod bench;
 pub mod chat_template;
 pub mod constraint;
+mod continuation;
 mod generate;
 pub mod gguf;
 pub mod hf;
@@ -20,9 +21,8 @@ mod session;
 pub mod source;
 pub mod tokenizer;
 
-pub use generate::{
-    GenerateError, GenerateOptions, Generation, GenerationStats, Piece, StopReason,
-};
+pub use continuation::{Continuation, GenerateError, GenerationStats, Piece, StopReason};
+pub use generate::{GenerateOptions, Generation};
 pub use limits::Limits;
 pub use model_file::{Model, ModelError, open_model_file};
 pub use prefix::PrefixError;

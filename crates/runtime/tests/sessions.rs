@@ -278,6 +278,55 @@ fn cancellation_stops_before_the_next_token() {
 }
 
 #[test]
+fn hidden_states_do_not_depend_on_the_batch() {
+    for architecture in ARCHITECTURES {
+        let model = model(architecture, 16);
+        let mut decoder = decoder(&model, KvType::F16, None);
+        let (wanted, other) = (tokens(5, 20), tokens(6, 7));
+        let width = model.spec().embedding;
+        let mut together = vec![Vec::new(); wanted.len()];
+        let (a, b) = (decoder.start(), decoder.start());
+        let batch = [
+            Run {
+                sequence: a,
+                tokens: &other,
+                wanted: Wanted::Last,
+            },
+            Run {
+                sequence: b,
+                tokens: &wanted,
+                wanted: Wanted::Hidden,
+            },
+        ];
+        decoder
+            .forward(&batch, &mut |scored| match scored.scores {
+                Scores::Hidden(hidden) => together[scored.token] = hidden.to_vec(),
+                _ => assert_eq!((scored.run, scored.token), (0, other.len() - 1)),
+            })
+            .expect("it computes");
+        let alone = decoder.start();
+        for (index, token) in wanted.iter().enumerate() {
+            let run = Run {
+                sequence: alone,
+                tokens: std::slice::from_ref(token),
+                wanted: Wanted::Hidden,
+            };
+            let mut seen = 0;
+            decoder
+                .forward(&[run], &mut |scored| {
+                    if let Scores::Hidden(hidden) = scored.scores {
+                        assert_eq!(hidden.len(), width, "{architecture}");
+                        assert_close(hidden, &together[index], architecture);
+                        seen += 1;
+                    }
+                })
+                .expect("it computes");
+            assert_eq!(seen, 1, "{architecture}");
+        }
+    }
+}
+
+#[test]
 fn wrong_requests_get_typed_errors() {
     let model = model("llama", 15);
     let mut decoder = decoder(&model, KvType::F16, None);

@@ -40,6 +40,8 @@ mod route;
 mod run;
 #[cfg(feature = "package")]
 mod seal;
+#[cfg(feature = "serve")]
+mod serve;
 #[cfg(feature = "package")]
 mod sign;
 mod tokenize;
@@ -60,6 +62,9 @@ pub enum Command {
     Run(run::Args),
     /// Talk with a model
     Chat(chat::Args),
+    /// Serve models over HTTP, with the interfaces of OpenAI and Ollama and a page
+    #[cfg(feature = "serve")]
+    Serve(serve::Args),
     /// Turn text into token ids
     Tokenize(tokenize::Args),
     /// Turn token ids into text
@@ -127,6 +132,8 @@ pub fn run(command: Command, output: &mut Output) -> Result<(), CliError> {
         Command::Models(args) => models::run(&args, output),
         Command::Run(args) => run::run(&args, output),
         Command::Chat(args) => chat::run(&args, output),
+        #[cfg(feature = "serve")]
+        Command::Serve(args) => serve::run(&args, output),
         Command::Tokenize(args) => tokenize::run(&args, output),
         Command::Detokenize(args) => detokenize::run(&args, output),
         Command::Logits(args) => logits::run(&args, output),

@@ -137,13 +137,15 @@ pub enum Wanted {
     Last,
     /// Those from this index on.
     From(usize),
+    /// Not scores but the hidden states after the last layer and its norm, of every token: for embeddings.
+    Hidden,
 }
 
 impl Wanted {
     /// Whether the scores after token `index` of `length` are wanted.
     pub fn includes(self, index: usize, length: usize) -> bool {
         match self {
-            Wanted::Nothing => false,
+            Wanted::Nothing | Wanted::Hidden => false,
             Wanted::Last => index + 1 == length,
             Wanted::From(first) => index >= first,
         }
@@ -168,6 +170,8 @@ pub enum Scores<'a> {
     All(&'a mut [f32]),
     /// The highest, as (token, logit), highest first.
     Candidates(&'a [(u32, f32)]),
+    /// The token's hidden state, shape `[embedding]`, where [`Wanted::Hidden`] asked for it.
+    Hidden(&'a [f32]),
 }
 
 /// Names a sequence of a [`Decoder`].

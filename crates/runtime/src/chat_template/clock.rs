@@ -50,7 +50,8 @@ impl DateTime {
     }
 
     /// The text of `format`, as C's `strftime` writes it in the "C" locale. What it does not know stays as it is.
-    pub(super) fn format(self, format: &str) -> String {
+    /// As `strftime` writes it; directives that it does not know stay as they are.
+    pub fn format(self, format: &str) -> String {
         let mut out = String::new();
         let mut rest = format.chars();
         while let Some(character) = rest.next() {

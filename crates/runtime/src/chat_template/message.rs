@@ -113,6 +113,11 @@ impl Message {
         self
     }
 
+    /// Another field (`tool_calls`, `name`, ...), if it is there.
+    pub fn field(&self, name: &str) -> Option<&Json> {
+        self.fields.get(name)
+    }
+
     /// Who speaks.
     pub fn role(&self) -> &str {
         self.fields.get("role").and_then(Json::as_str).unwrap_or("")

@@ -121,6 +121,26 @@ pub(super) fn logits<'s>(
     &mut scratch.logits
 }
 
+/// The rows `rows` of the residual stream after the last norm, shape `[rows, embedding]`.
+pub(super) fn final_hidden(
+    engine: &Engine,
+    rows: std::ops::Range<usize>,
+    scratch: &Scratch,
+) -> Vec<f32> {
+    let width = engine.spec.embedding;
+    let hidden = &scratch.hidden[rows.start * width..rows.end * width];
+    let mut normed = vec![0.0; hidden.len()];
+    let weights = &engine.weights.output_norm;
+    normalise(
+        engine,
+        &engine.spec.output_norm,
+        weights,
+        hidden,
+        &mut normed,
+    );
+    normed
+}
+
 /// Which matrix finishes a branch, and which buffer it reads.
 pub(super) struct Projection<'e> {
     pub(super) matrix: &'e Matrix,

@@ -16,7 +16,7 @@ use ondine_kernels::{Context, Isa, KvShape, KvType, PAGE_TOKENS, ThreadPool};
 
 use super::{
     Backend, BackendError, Decoder, DeviceReport, Fit, LoadOptions, MemoryReport, Run, Scored,
-    Scores, SequenceId, Unavailable,
+    Scores, SequenceId, Unavailable, Wanted,
 };
 use crate::backend::rope::RopeTables;
 use crate::gguf::ModelFile;
@@ -410,7 +410,34 @@ impl CpuDecoder {
         for (part, (run, _)) in parts.into_iter().zip(chunk) {
             self.sequences.insert(batch[*run].sequence, part.state);
         }
+        self.hand_over_hidden(batch, chunk, scores);
         self.score(batch, chunk, scores);
+    }
+
+    /// Hidden states of the runs that want them.
+    fn hand_over_hidden(
+        &self,
+        batch: &[Run<'_>],
+        chunk: &[(usize, Range<usize>)],
+        scores: &mut dyn FnMut(Scored<'_>),
+    ) {
+        let width = self.engine.spec.embedding;
+        let mut row = 0;
+        for (run, tokens) in chunk {
+            let rows = row..row + tokens.len();
+            row = rows.end;
+            if batch[*run].wanted != Wanted::Hidden {
+                continue;
+            }
+            let hidden = layer::final_hidden(&self.engine, rows, &self.scratch);
+            for (token, hidden) in tokens.clone().zip(hidden.chunks_exact(width)) {
+                scores(Scored {
+                    run: *run,
+                    token,
+                    scores: Scores::Hidden(hidden),
+                });
+            }
+        }
     }
 
     /// Logits of the rows that were asked for.

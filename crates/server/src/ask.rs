@@ -1,0 +1,419 @@
+//! What all endpoints that generate have in common: a checked request becomes running jobs, and these become updates.
+
+use std::collections::VecDeque;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use ondine_runtime::chat_template::{ChatRequest, ChatTemplate, Message, TemplateError};
+use ondine_runtime::constraint::ConstraintSpec;
+use ondine_runtime::sample::{Sampled, SamplingOptions};
+use ondine_runtime::tokenizer::EncodeOptions;
+use ondine_runtime::{Continuation, GenerateOptions, Model};
+
+use crate::app::App;
+use crate::engine::{Engine, Event, Job, Outcome, Priority, Ticket, Work};
+use crate::error::{ApiError, constraint_error};
+use crate::placement::{Place, Question};
+use crate::receipt::Receipt;
+use crate::tools::{Part, Splitter, Tool, ToolChoice, ToolStyle};
+
+/// Answers of one request at most.
+pub(crate) const MOST_CHOICES: usize = 64;
+
+/// A checked request.
+pub(crate) struct Ask {
+    pub(crate) model: Option<String>,
+    pub(crate) prompts: Vec<Prompt>,
+    /// Answers to each prompt.
+    pub(crate) choices: usize,
+    pub(crate) sampling: SamplingOptions,
+    pub(crate) max_tokens: Option<usize>,
+    pub(crate) stop: Vec<String>,
+    /// What answers must conform to, and the field that says so.
+    pub(crate) constraint: Option<(&'static str, ConstraintSpec)>,
+    pub(crate) tools: Vec<Tool>,
+    pub(crate) tool_choice: ToolChoice,
+    pub(crate) manner: Manner,
+}
+
+/// What to go on from.
+pub(crate) enum Prompt {
+    /// A conversation.
+    Chat(Vec<Message>),
+    /// Text as it is.
+    Text(String),
+    /// Tokens as they are.
+    Tokens(Vec<u32>),
+}
+
+/// How urgent it is, from the request's headers.
+#[derive(Debug, Clone, Copy, Default)]
+pub(crate) struct Manner {
+    pub(crate) priority: Priority,
+    pub(crate) deadline: Option<Duration>,
+}
+
+impl Ask {
+    pub(crate) fn new(model: Option<String>, prompts: Vec<Prompt>, manner: Manner) -> Self {
+        Ask {
+            model,
+            prompts,
+            choices: 1,
+            sampling: SamplingOptions {
+                seed: SamplingOptions::random_seed(),
+                ..SamplingOptions::default()
+            },
+            max_tokens: None,
+            stop: Vec::new(),
+            constraint: None,
+            tools: Vec::new(),
+            tool_choice: ToolChoice::Auto,
+            manner,
+        }
+    }
+
+    /// Begins. Renders, encodes and compiles, so it wants a thread that may block.
+    pub(crate) fn start(self, app: &App) -> Result<Running, ApiError> {
+        let begun = Instant::now();
+        let (name, engine) = app.models.engine(self.model.as_deref())?;
+        let model = engine.model().clone();
+        let style = match self.tools.is_empty() {
+            true => None,
+            false => Some(ToolStyle::of(model.chat_template()?)),
+        };
+        let constraint = self.constraint_with(style.as_ref(), &model)?;
+        let mut encoded = Vec::new();
+        let mut decision = None;
+        for prompt in &self.prompts {
+            let tokens = encode(&model, prompt, style.as_ref(), &self.tools)?;
+            check_length(&tokens, engine.context_length(), model.spec().vocabulary)?;
+            let messages: &[Message] = match prompt {
+                Prompt::Chat(messages) => messages,
+                _ => &[],
+            };
+            let question = Question {
+                messages,
+                prompt_tokens: tokens.len(),
+                deadline: self.manner.deadline,
+                needs_tools: !self.tools.is_empty(),
+                waiting: engine.waiting(),
+            };
+            decision.get_or_insert_with(|| app.placement.place(&question));
+            encoded.push(tokens);
+        }
+        let decision = decision.ok_or_else(|| ApiError::invalid("prompt", "no prompt is given"))?;
+        let Place::Device = decision.place;
+        let mut jobs = Vec::new();
+        for tokens in &encoded {
+            for choice in 0..self.choices {
+                let mut sampling = self.sampling.clone();
+                sampling.seed = sampling.seed.wrapping_add(choice as u64);
+                let constraint = match &constraint {
+                    Some((param, spec)) => {
+                        let built = model.constraints().and_then(|factory| factory.build(spec));
+                        Some(built.map_err(|error| constraint_error(param, &error))?)
+                    }
+                    None => None,
+                };
+                let options = GenerateOptions {
+                    max_tokens: self.max_tokens,
+                    sampling,
+                    stop: self.stop.clone(),
+                    constraint,
+                    ..GenerateOptions::default()
+                };
+                jobs.push(Job {
+                    work: Work::Generate(Box::new(Continuation::new(
+                        model.tokenizer(),
+                        tokens,
+                        options,
+                    )?)),
+                    prompt: tokens.clone(),
+                    priority: self.manner.priority,
+                    deadline: self.manner.deadline.map(|allowed| begun + allowed),
+                });
+            }
+        }
+        let receipt = Receipt::new(decision, &name, engine.device());
+        let splitter = |_| style.as_ref().map(|style| style.splitter(&self.tools));
+        Ok(Running {
+            open: jobs.len(),
+            choices: (0..jobs.len()).map(splitter).map(Choice::new).collect(),
+            prompt_tokens: encoded.iter().map(Vec::len).sum(),
+            ticket: engine.submit(jobs)?,
+            engine,
+            receipt,
+            updates: VecDeque::new(),
+        })
+    }
+
+    /// The request's own constraint, or the one that its tools ask for. A call that the model is free to make is not worth an
+    /// error: where its schema cannot be followed, it is read as it comes.
+    fn constraint_with(
+        &self,
+        style: Option<&ToolStyle>,
+        model: &Model,
+    ) -> Result<Option<(&'static str, ConstraintSpec)>, ApiError> {
+        let tools = style.and_then(|style| style.constraint(&self.tools, &self.tool_choice));
+        match (tools, &self.constraint) {
+            (Some(spec), None) => {
+                let is_free = self.tool_choice == ToolChoice::Auto;
+                if is_free
+                    && model
+                        .constraints()
+                        .and_then(|factory| factory.build(&spec))
+                        .is_err()
+                {
+                    return Ok(None);
+                }
+                Ok(Some(("tools", spec)))
+            }
+            (Some(spec), Some(_)) if self.tool_choice != ToolChoice::Auto => {
+                Ok(Some(("tools", spec)))
+            }
+            (_, constraint) => Ok(constraint.clone()),
+        }
+    }
+}
+
+fn encode(
+    model: &Model,
+    prompt: &Prompt,
+    style: Option<&ToolStyle>,
+    tools: &[Tool],
+) -> Result<Vec<u32>, ApiError> {
+    match prompt {
+        Prompt::Chat(messages) => {
+            let template = model.chat_template()?;
+            let request = match style {
+                Some(style) => style.request(messages.clone(), tools),
+                None => ChatRequest::new(messages.clone()),
+            };
+            Ok(model.encode_rendered(&render(template, request)?))
+        }
+        Prompt::Text(text) => Ok(model.tokenizer().encode(
+            text,
+            EncodeOptions {
+                add_special: true,
+                parse_special: false,
+            },
+        )),
+        Prompt::Tokens(tokens) => Ok(tokens.clone()),
+    }
+}
+
+/// Renders; where a template refuses system messages, the instruction becomes a part of what the user says first.
+fn render(template: &ChatTemplate, request: ChatRequest) -> Result<String, TemplateError> {
+    match template.render(&request) {
+        Err(error @ TemplateError::Refused { .. }) => {
+            let [first, second, rest @ ..] = request.messages.as_slice() else {
+                return Err(error);
+            };
+            if first.role() != "system" || second.role() != "user" {
+                return Err(error);
+            }
+            let text = |message: &Message| message.content().unwrap_or_default().to_owned();
+            let joined = Message::user(format!("{}\n\n{}", text(first), text(second)));
+            let mut folded = request.clone();
+            folded.messages = [&[joined], rest].concat();
+            template.render(&folded).map_err(|_| error)
+        }
+        result => result,
+    }
+}
+
+pub(crate) fn check_length(
+    tokens: &[u32],
+    context: usize,
+    vocabulary: usize,
+) -> Result<(), ApiError> {
+    if tokens.is_empty() {
+        return Err(ApiError::invalid(
+            "prompt",
+            "the prompt is empty; give at least one token",
+        ));
+    }
+    if tokens.len() >= context {
+        let message = format!(
+            "the prompt has {} tokens, but the context holds {context} with the answer; shorten it",
+            tokens.len()
+        );
+        return Err(ApiError::invalid("messages", message).with_code("context_length_exceeded"));
+    }
+    match tokens.iter().find(|&&token| token as usize >= vocabulary) {
+        Some(token) => Err(ApiError::invalid(
+            "prompt",
+            format!("token {token} is not in the vocabulary of {vocabulary} tokens"),
+        )),
+        None => Ok(()),
+    }
+}
+
+/// Answers that are being made.
+pub(crate) struct Running {
+    pub(crate) engine: Arc<Engine>,
+    pub(crate) receipt: Receipt,
+    /// Tokens of all prompts.
+    pub(crate) prompt_tokens: usize,
+    ticket: Ticket,
+    choices: Vec<Choice>,
+    open: usize,
+    updates: VecDeque<Update>,
+}
+
+struct Choice {
+    splitter: Option<Splitter>,
+    has_called: bool,
+}
+
+impl Choice {
+    fn new(splitter: Option<Splitter>) -> Self {
+        Choice {
+            splitter,
+            has_called: false,
+        }
+    }
+
+    fn parts(&mut self, text: &str, is_last: bool) -> Vec<Part> {
+        let Some(splitter) = &mut self.splitter else {
+            return match text.is_empty() {
+                true => Vec::new(),
+                false => vec![Part::Text(text.to_owned())],
+            };
+        };
+        let mut parts = splitter.push(text);
+        if is_last {
+            parts.extend(splitter.finish());
+        }
+        self.has_called |= parts.iter().any(|part| matches!(part, Part::Call(..)));
+        parts
+    }
+}
+
+/// News of one answer.
+#[derive(Debug)]
+pub(crate) struct Update {
+    /// Which answer: all of the first prompt come before those of the second.
+    pub(crate) choice: usize,
+    pub(crate) what: What,
+}
+
+#[derive(Debug)]
+pub(crate) enum What {
+    /// A part of it.
+    Part(Part),
+    /// A token was chosen; its text may come later.
+    Token(Sampled),
+    /// It is at its end.
+    Finished(Box<Finished>),
+}
+
+/// How an answer ended.
+#[derive(Debug, Clone)]
+pub(crate) struct Finished {
+    pub(crate) outcome: Outcome,
+    pub(crate) has_called: bool,
+    pub(crate) receipt: Receipt,
+}
+
+impl Finished {
+    /// The reason as the OpenAI interface names it.
+    pub(crate) fn reason(&self) -> &'static str {
+        match (self.has_called, self.outcome.stopped.is_cut()) {
+            (_, true) => "length",
+            (true, false) => "tool_calls",
+            (false, false) => "stop",
+        }
+    }
+}
+
+impl Running {
+    /// How many answers are made.
+    pub(crate) fn choices(&self) -> usize {
+        self.choices.len()
+    }
+
+    /// The next news; none when all answers are at their end. The first failure ends everything.
+    pub(crate) async fn next(&mut self) -> Option<Result<Update, ApiError>> {
+        loop {
+            if let Some(update) = self.updates.pop_front() {
+                return Some(Ok(update));
+            }
+            if self.open == 0 {
+                return None;
+            }
+            match self.ticket.next().await {
+                Some((choice, event)) => {
+                    if let Err(error) = self.take(choice, event) {
+                        self.open = 0;
+                        return Some(Err(error));
+                    }
+                }
+                None => {
+                    self.open = 0;
+                    return Some(Err(crate::engine::EngineError::ShuttingDown.into()));
+                }
+            }
+        }
+    }
+
+    fn take(&mut self, choice: usize, event: Event) -> Result<(), ApiError> {
+        let updates = &mut self.updates;
+        let mut push = |what| updates.push_back(Update { choice, what });
+        match event {
+            Event::Started { .. } | Event::Embedding(_) => (),
+            Event::Piece(piece) => {
+                let is_end =
+                    |token: u32| self.engine.model().tokenizer().is_end_of_generation(token);
+                if let Some(token) = piece.token.filter(|sampled| !is_end(sampled.token)) {
+                    push(What::Token(token));
+                }
+                for part in self.choices[choice].parts(&piece.text, false) {
+                    push(What::Part(part));
+                }
+            }
+            Event::Done(outcome) => {
+                for part in self.choices[choice].parts("", true) {
+                    push(What::Part(part));
+                }
+                push(What::Finished(Box::new(Finished {
+                    receipt: self.receipt.finished(&outcome),
+                    has_called: self.choices[choice].has_called,
+                    outcome,
+                })));
+                self.open -= 1;
+            }
+            Event::Failed(error) => return Err(error.into()),
+        }
+        Ok(())
+    }
+}
+
+/// A whole answer.
+#[derive(Debug, Default)]
+pub(crate) struct Answer {
+    pub(crate) text: String,
+    /// Names and arguments.
+    pub(crate) calls: Vec<(String, String)>,
+    pub(crate) tokens: Vec<Sampled>,
+    pub(crate) finished: Option<Box<Finished>>,
+}
+
+impl Running {
+    /// All answers, when they are done.
+    pub(crate) async fn collect(&mut self) -> Result<Vec<Answer>, ApiError> {
+        let mut answers: Vec<Answer> = Vec::new();
+        answers.resize_with(self.choices(), Answer::default);
+        while let Some(update) = self.next().await {
+            let Update { choice, what } = update?;
+            let answer = &mut answers[choice];
+            match what {
+                What::Part(Part::Text(text)) => answer.text.push_str(&text),
+                What::Part(Part::Call(name, arguments)) => answer.calls.push((name, arguments)),
+                What::Token(token) => answer.tokens.push(token),
+                What::Finished(finished) => answer.finished = Some(finished),
+            }
+        }
+        Ok(answers)
+    }
+}
