@@ -148,6 +148,7 @@ impl Session {
     /// See [`PrefixError`]; the session is unchanged then.
     pub fn restore_prefix(&mut self, path: &Path) -> Result<(), PrefixError> {
         let (sequence, tokens) = prefix::restore(path, &self.model, self.decoder.as_mut())?;
+        self.decoder.adopt(sequence, &tokens);
         self.decoder.stop(self.sequence);
         self.sequence = sequence;
         self.tokens = tokens;

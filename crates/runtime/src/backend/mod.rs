@@ -6,7 +6,10 @@
 //! from them, on this backend or on another.
 
 pub mod cpu;
+mod fallback;
+mod reason;
 pub mod rope;
+mod watchdog;
 
 use std::io;
 use std::sync::Arc;
@@ -17,7 +20,10 @@ use crate::Limits;
 use crate::gguf::{ModelFile, ModelFileError};
 use crate::model::ModelSpec;
 
+pub use fallback::{FallbackDecoder, Moment, OnStepDown, StepDown};
 pub use ondine_kernels::KvType;
+pub use reason::Unavailable;
+pub use watchdog::{Deadlines, WatchedDecoder};
 
 /// A place where models can run.
 pub trait Backend: Send + Sync {
@@ -46,6 +52,12 @@ pub trait Backend: Send + Sync {
         spec: &Arc<ModelSpec>,
         options: &LoadOptions,
     ) -> Result<Box<dyn Decoder>, BackendError>;
+
+    /// Whether a driver or a foreign library computes, which may hang or fail in the middle: such a backend is
+    /// watched ([`WatchedDecoder`]).
+    fn needs_watching(&self) -> bool {
+        true
+    }
 }
 
 /// A loaded model that owns the keys and values of its sequences.
@@ -113,8 +125,17 @@ pub trait Decoder: Send {
         input: &mut dyn io::Read,
     ) -> Result<SequenceId, BackendError>;
 
+    /// Tells the tokens of a sequence that [`Decoder::restore`] made, to decoders that may have to compute them
+    /// again elsewhere.
+    fn adopt(&mut self, _sequence: SequenceId, _tokens: &[u32]) {}
+
     /// Bytes held at present.
     fn memory(&self) -> MemoryReport;
+
+    /// Backends that were given up on the way to the present one, and why.
+    fn step_downs(&self) -> &[StepDown] {
+        &[]
+    }
 }
 
 /// Tokens to append to one sequence.
@@ -161,6 +182,16 @@ pub struct Scored<'a> {
     pub token: usize,
     /// Logits.
     pub scores: Scores<'a>,
+}
+
+impl BackendError {
+    /// The reason, when another backend could do what this one could not.
+    pub fn reason(&self) -> Option<&Unavailable> {
+        match self {
+            BackendError::Unavailable(reason) => Some(reason),
+            _ => None,
+        }
+    }
 }
 
 /// Logits of all tokens, or of the best ones.
@@ -238,26 +269,6 @@ pub struct MemoryReport {
     pub kv_per_position: u64,
     /// Working buffers.
     pub scratch: u64,
-}
-
-/// Why a backend cannot be used.
-#[derive(Debug, Clone, Error, PartialEq, Eq)]
-#[non_exhaustive]
-pub enum Unavailable {
-    /// There is no such device or instruction set.
-    #[error("{0}")]
-    NotPresent(String),
-    /// The model needs something that the device does not do.
-    #[error("{0}")]
-    Unsupported(String),
-    /// It needs more memory than there is.
-    #[error("needs {needed} bytes where {available} are free")]
-    OutOfMemory {
-        /// Bytes needed.
-        needed: u64,
-        /// Bytes there are.
-        available: u64,
-    },
 }
 
 /// Why a backend failed.

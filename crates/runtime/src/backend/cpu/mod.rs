@@ -81,6 +81,10 @@ impl Backend for CpuBackend {
         Ok(self.report(available_threads()))
     }
 
+    fn needs_watching(&self) -> bool {
+        false
+    }
+
     fn fits(&self, spec: &ModelSpec, options: &LoadOptions) -> Result<Fit, Unavailable> {
         let context = options.context.unwrap_or(spec.context_length) as u64;
         Ok(Fit {
