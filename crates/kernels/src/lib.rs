@@ -28,7 +28,7 @@ pub use attention::{
     KvType, PAGE_TOKENS, attention,
 };
 pub use error::KernelError;
-pub use formats::{dequantize, quantize};
+pub use formats::{BlockCodes, dequantize, quantize};
 pub use isa::{Isa, IsaError};
 pub use machine_limits::MachineLimits;
 pub use matmul::{Context, Epilogue, MatmulJob, matmul, matmul_gated, matmul_group};

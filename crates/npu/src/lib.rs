@@ -3,11 +3,19 @@
 //!
 //! | module | one line |
 //! |---|---|
+//! | [`choose`] | backends by name |
+//! | [`export`] | models in the formats of vendor runtimes |
 //! | [`profile`] | what a device is: a TOML file whose every number has a source |
 //! | [`program`] | a model lowered to tiles: transfers, computation, the host's share, and their schedule |
 //! | [`plan`] | speed, memory, energy and verdict of a model on a device |
 #![deny(unsafe_code)]
 
 pub mod plan;
+mod cache;
+pub mod choose;
+pub mod export;
+mod library;
+#[cfg(feature = "onnx")]
+pub mod onnx;
 pub mod profile;
 pub mod program;

@@ -72,7 +72,7 @@ pub fn run(args: &Args, output: &mut Output) -> Result<(), CliError> {
     let mut load = args.load.options();
     let longest = tests.iter().map(|test| test.length()).max().unwrap_or(0);
     load.context = Some(load.context.unwrap_or(0).max(longest));
-    let mut decoder = args.load.load_with(&model, &load)?;
+    let mut decoder = args.load.load_with(&model, &load, output)?;
     let device = decoder.device().clone();
     let bar = Bar::new(output, "runs");
     let limits = MachineLimits::measure(&ThreadPool::new(device.threads));

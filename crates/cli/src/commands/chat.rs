@@ -42,7 +42,7 @@ pub fn run(args: &Args, output: &mut Output) -> Result<(), CliError> {
     if template.is_fallback() {
         output.note(&format!("{} is used", template.origin()));
     }
-    let mut session = Session::new(model.clone(), args.load.load(&model)?);
+    let mut session = Session::new(model.clone(), args.load.load(&model, output)?);
     let opening: Vec<Message> = args
         .system
         .iter()

@@ -6,11 +6,15 @@ use crate::progress::TerminalProgress;
 use ondine_hub::Hub;
 use ondine_runtime::Limits;
 use ondine_runtime::backend::cpu::CpuBackend;
-use ondine_runtime::backend::{Decoder, KvType, LoadOptions};
+use ondine_runtime::backend::{
+    Backend, Deadlines, Decoder, FallbackDecoder, KvType, LoadOptions, StepDown, Unavailable,
+};
 use ondine_runtime::gguf::ModelFileError;
 use ondine_runtime::{Model, ModelError};
+use serde_json::{Value, json};
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::time::Duration;
 
 /// The model that is used when none is named.
 pub const DEFAULT_MODEL: &str = "smollm2-135m-instruct";
@@ -35,6 +39,44 @@ pub struct LoadArgs {
     /// Element type of the keys and values kept: f16 unless given (for `logits` f32)
     #[arg(long, value_name = "TYPE", value_enum)]
     pub kv_type: Option<KvTypeArg>,
+    /// Where it runs: cpu, onnx[:EP], openvino[:DEVICE], sim:PROFILE or auto (accelerators first);
+    /// several are tried in turn, and one that fails later is left for the next
+    #[arg(
+        long = "backend",
+        value_name = "BACKEND",
+        default_value = "cpu",
+        value_delimiter = '+'
+    )]
+    pub backends: Vec<String>,
+    /// Seconds that one step may take on an accelerator before it is given up
+    #[arg(long, value_name = "SECONDS", value_parser = clap::value_parser!(f32), default_value = "60")]
+    pub step_deadline: f32,
+    #[cfg(feature = "npu")]
+    #[command(flatten)]
+    pub accelerator: AcceleratorArgs,
+}
+
+/// What vendor runtimes are told.
+#[cfg(feature = "npu")]
+#[derive(Debug, clap::Args)]
+pub struct AcceleratorArgs {
+    /// ONNX Runtime: a library that holds the execution provider
+    #[arg(long, value_name = "FILE")]
+    pub ep_library: Option<PathBuf>,
+    /// Option for the execution provider or the device, such as NPU_TURBO=YES
+    #[arg(long = "ep-option", value_name = "KEY=VALUE", value_parser = parse_option)]
+    pub ep_options: Vec<(String, String)>,
+    /// Where converted and compiled models are kept; beside the model unless given
+    #[arg(long, value_name = "DIR")]
+    pub backend_cache: Option<PathBuf>,
+}
+
+#[cfg(feature = "npu")]
+fn parse_option(text: &str) -> Result<(String, String), String> {
+    let (key, value) = text
+        .split_once('=')
+        .ok_or_else(|| "has the form KEY=VALUE".to_owned())?;
+    Ok((key.to_owned(), value.to_owned()))
 }
 
 /// Element types of keys and values.
@@ -80,23 +122,133 @@ impl LoadArgs {
         }
     }
 
-    /// Loads the weights on the CPU.
-    pub fn load(&self, model: &Model) -> Result<Box<dyn Decoder>, CliError> {
-        self.load_with(model, &self.options())
+    /// Loads the weights where `--backend` says.
+    pub fn load(&self, model: &Arc<Model>, output: &Output) -> Result<Box<dyn Decoder>, CliError> {
+        self.load_with(model, &self.options(), output)
     }
 
-    /// Loads the weights on the CPU with options that began as [`LoadArgs::options`].
+    /// As [`LoadArgs::load`], with options that began as [`LoadArgs::options`].
     pub fn load_with(
         &self,
-        model: &Model,
+        model: &Arc<Model>,
         options: &LoadOptions,
+        output: &Output,
     ) -> Result<Box<dyn Decoder>, CliError> {
-        let backend =
-            CpuBackend::from_environment().map_err(|error| CliError::Failed(error.to_string()))?;
-        model
-            .load(&backend, options)
-            .map_err(|error| CliError::Failed(format!("{}: {error}", model.path().display())))
+        let failed = |error: &dyn std::fmt::Display| {
+            CliError::Failed(format!("{}: {error}", model.path().display()))
+        };
+        let candidates = self.candidates(model)?;
+        if let [only] = candidates.as_slice()
+            && !only.needs_watching()
+        {
+            return model
+                .load(only.as_ref(), options)
+                .map_err(|error| failed(&error));
+        }
+        let quiet = output.is_quiet();
+        let alone = candidates.len() == 1;
+        let decoder = FallbackDecoder::load(
+            model,
+            candidates,
+            options,
+            self.deadlines()?,
+            // With nothing to move on to, the error says the same.
+            Box::new(move |step| {
+                if !quiet && !alone {
+                    eprintln!("{}", step.sentence());
+                }
+            }),
+        );
+        match decoder {
+            Ok(decoder) => Ok(Box::new(decoder)),
+            Err(error) => Err(match error.reason() {
+                Some(reason) => failed(&format!("{} ({})", reason, reason.kind())),
+                None => failed(&error),
+            }),
+        }
     }
+
+    fn deadlines(&self) -> Result<Deadlines, CliError> {
+        let step = Duration::try_from_secs_f32(self.step_deadline)
+            .ok()
+            .filter(|step| !step.is_zero())
+            .ok_or_else(|| CliError::Usage("--step-deadline is a number above zero".into()))?;
+        Ok(Deadlines {
+            step,
+            ..Deadlines::default()
+        })
+    }
+
+    /// The backends that are tried, in order.
+    pub fn candidates(&self, model: &Arc<Model>) -> Result<Vec<Arc<dyn Backend>>, CliError> {
+        let mut candidates: Vec<Arc<dyn Backend>> = Vec::new();
+        for name in &self.backends {
+            match name.as_str() {
+                "cpu" => candidates.push(cpu()?),
+                "auto" => {
+                    candidates.extend(self.accelerators(model));
+                    candidates.push(cpu()?);
+                }
+                other => candidates.push(self.accelerator(other, model)?),
+            }
+        }
+        Ok(candidates)
+    }
+
+    #[cfg(feature = "npu")]
+    fn accelerators(&self, model: &Arc<Model>) -> Vec<Arc<dyn Backend>> {
+        ondine_npu::choose::automatic(&self.settings(model))
+    }
+
+    #[cfg(not(feature = "npu"))]
+    fn accelerators(&self, _: &Arc<Model>) -> Vec<Arc<dyn Backend>> {
+        Vec::new()
+    }
+
+    #[cfg(feature = "npu")]
+    fn accelerator(&self, name: &str, model: &Arc<Model>) -> Result<Arc<dyn Backend>, CliError> {
+        ondine_npu::choose::named(name, &self.settings(model))
+            .map_err(|error| CliError::Usage(error.to_string()))
+    }
+
+    #[cfg(not(feature = "npu"))]
+    fn accelerator(&self, name: &str, _: &Arc<Model>) -> Result<Arc<dyn Backend>, CliError> {
+        Err(CliError::Usage(format!(
+            "no backend `{name}`: this build has cpu only"
+        )))
+    }
+
+    #[cfg(feature = "npu")]
+    fn settings(&self, model: &Arc<Model>) -> ondine_npu::choose::Settings {
+        ondine_npu::choose::Settings {
+            model: Some(model.clone()),
+            library: self.accelerator.ep_library.clone(),
+            options: self.accelerator.ep_options.clone(),
+            cache: self.accelerator.backend_cache.clone(),
+        }
+    }
+}
+
+fn cpu() -> Result<Arc<dyn Backend>, CliError> {
+    let backend = CpuBackend::from_environment();
+    Ok(Arc::new(backend.map_err(|error: Unavailable| {
+        CliError::Failed(error.to_string())
+    })?))
+}
+
+/// Backends that were given up, as they stand in JSON.
+pub fn step_downs_json(step_downs: &[StepDown]) -> Value {
+    step_downs
+        .iter()
+        .map(|step| {
+            json!({
+                "backend": step.backend,
+                "reason": step.reason.kind(),
+                "message": step.reason.to_string(),
+                "moment": step.moment.name(),
+            })
+        })
+        .collect()
 }
 
 impl From<ModelError> for CliError {

@@ -41,7 +41,7 @@ pub fn run(args: &Args, output: &mut Output) -> Result<(), CliError> {
         // Engines are compared here: no rounding that was not asked for.
         options.kv_type = KvType::F32;
     }
-    let mut decoder = args.load.load_with(&model, &options)?;
+    let mut decoder = args.load.load_with(&model, &options, output)?;
     let failed =
         |error: std::io::Error| CliError::Failed(format!("{}: {error}", args.out.display()));
     let mut file = BufWriter::new(File::create(&args.out).map_err(failed)?);

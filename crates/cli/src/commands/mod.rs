@@ -15,6 +15,8 @@ mod delivery;
 mod detokenize;
 #[cfg(feature = "package")]
 mod diff;
+#[cfg(feature = "npu")]
+mod export;
 mod generate;
 mod inspect;
 #[cfg(feature = "package")]
@@ -78,6 +80,9 @@ pub enum Command {
     /// Predict how fast a model would run on a device that is not here
     #[cfg(feature = "npu")]
     Plan(plan::Args),
+    /// Write a model in the format of a vendor runtime
+    #[cfg(feature = "npu")]
+    Export(export::Args),
     /// Show what a model is
     Inspect(inspect::Args),
     /// Find personal data and secrets in a text, and replace them
@@ -141,6 +146,8 @@ pub fn run(command: Command, output: &mut Output) -> Result<(), CliError> {
         Command::Bench(args) => bench::run(&args, output),
         #[cfg(feature = "npu")]
         Command::Plan(args) => plan::run(&args, output),
+        #[cfg(feature = "npu")]
+        Command::Export(args) => export::run(&args, output),
         Command::Inspect(args) => inspect::run(&args, output),
         #[cfg(feature = "hybrid")]
         Command::Redact(args) => redact::run(&args, output),

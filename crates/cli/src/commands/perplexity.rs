@@ -65,7 +65,7 @@ pub fn run(args: &Args, output: &mut Output) -> Result<(), CliError> {
         )));
     }
     let begin = tokenizer.adds_bos().then(|| tokenizer.bos()).flatten();
-    let mut decoder = args.load.load(&model)?;
+    let mut decoder = args.load.load(&model, output)?;
     let bar = Bar::new(output, "windows");
     let most = args.chunks.map(|windows| windows as usize);
     let result = perplexity(

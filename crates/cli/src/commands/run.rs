@@ -1,7 +1,7 @@
 //! `ondine run`: one prompt, one answer.
 
 use super::generate::{GenerateArgs, answer};
-use super::load::{LoadArgs, ModelArgs, peak_resident_bytes};
+use super::load::{LoadArgs, ModelArgs, peak_resident_bytes, step_downs_json};
 use crate::error::CliError;
 use crate::output::Output;
 use ondine_runtime::Session;
@@ -88,7 +88,7 @@ pub fn run(args: &Args, output: &mut Output) -> Result<(), CliError> {
         (tokens, shared)
     };
     let options = args.generate.options(&model)?;
-    let mut session = Session::new(model.clone(), args.load.load(&model)?);
+    let mut session = Session::new(model.clone(), args.load.load(&model, output)?);
     if let Some(path) = &args.prefix_cache {
         session
             .use_prefix_file(path, &tokens[..shared])
@@ -111,6 +111,7 @@ pub fn run(args: &Args, output: &mut Output) -> Result<(), CliError> {
             "backend": device.backend,
             "isa": device.device,
             "threads": device.threads,
+            "step_downs": step_downs_json(session.decoder().step_downs()),
             "stop": answer.stop.name(),
             "complete": answer.complete,
         }));

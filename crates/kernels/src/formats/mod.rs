@@ -62,6 +62,49 @@ pub fn dequantize(ty: TensorType, raw: &[u8], out: &mut [f32]) -> Result<(), Ker
     Ok(())
 }
 
+/// One block of a quantised format as integers: element `i` is `scales[i / 16] * codes[i] - minima[i / 16]`.
+#[derive(Debug, Clone)]
+pub struct BlockCodes {
+    /// Codes, zero at the format's zero; as many as the block's elements.
+    pub codes: [i16; 256],
+    /// A scale for each 16 elements.
+    pub scales: [f32; 16],
+    /// What is subtracted from each 16 elements; 0 where the format has none.
+    pub minima: [f32; 16],
+}
+
+impl Default for BlockCodes {
+    fn default() -> Self {
+        BlockCodes {
+            codes: [0; 256],
+            scales: [0.0; 16],
+            minima: [0.0; 16],
+        }
+    }
+}
+
+impl BlockCodes {
+    /// Reads one block; false for float formats and for `raw` of another length than a block.
+    pub fn read(&mut self, ty: TensorType, raw: &[u8]) -> bool {
+        use TensorType::*;
+        if matches!(ty, F32 | F16 | BF16) || raw.len() != ty.block_bytes() {
+            return false;
+        }
+        let mut block = Decoded::new();
+        decode(ty, raw, &mut block);
+        let zero = zero(ty) as i16;
+        for (code, raw) in self.codes.iter_mut().zip(&block.codes) {
+            *code = i16::from(*raw) - zero;
+        }
+        self.scales = block.scales;
+        self.minima = match has_minima(ty) {
+            true => block.minima,
+            false => [0.0; 16],
+        };
+        true
+    }
+}
+
 /// What is subtracted from each code of a quantised format.
 fn zero(ty: TensorType) -> i32 {
     use TensorType::*;

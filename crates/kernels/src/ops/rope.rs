@@ -159,6 +159,16 @@ impl RopeTable {
         }
     }
 
+    /// Radians per position of each rotated pair.
+    pub fn frequencies(&self) -> &[f64] {
+        &self.frequencies
+    }
+
+    /// Factor on sines and cosines.
+    pub fn magnitude(&self) -> f64 {
+        self.magnitude
+    }
+
     fn row_len(&self) -> usize {
         match self.style {
             RopeStyle::Norm => 2 * self.rotary_dims,

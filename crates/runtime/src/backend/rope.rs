@@ -65,6 +65,18 @@ impl RopeTables {
     }
 }
 
+/// The table of one rotation, for whoever rotates elsewhere.
+///
+/// # Errors
+/// When the model's frequency factors cannot be read.
+pub fn rope_table(
+    file: &ModelFile,
+    rope: &Rope,
+    context: usize,
+) -> Result<RopeTable, ModelFileError> {
+    table(file, rope, context, &mut HashMap::new())
+}
+
 fn table(
     file: &ModelFile,
     rope: &Rope,

@@ -1,0 +1,49 @@
+//! Backends by name.
+
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use ondine_runtime::Model;
+use ondine_runtime::backend::Backend;
+use thiserror::Error;
+
+/// What the backends are told.
+#[derive(Clone, Default)]
+pub struct Settings {
+    /// The model that will be loaded: what is converted or compiled for it is kept beside its file.
+    pub model: Option<Arc<Model>>,
+    /// ONNX Runtime: a library that holds the execution provider.
+    pub library: Option<PathBuf>,
+    /// Options for the execution provider or the device.
+    pub options: Vec<(String, String)>,
+    /// Where converted and compiled models are kept, if not beside the model.
+    pub cache: Option<PathBuf>,
+}
+
+/// A name that is no backend.
+#[derive(Debug, Error, PartialEq, Eq)]
+#[error("no backend `{0}`: there are cpu, onnx[:EP], openvino[:DEVICE], sim:PROFILE and auto")]
+pub struct UnknownBackend(pub String);
+
+/// The accelerator backend called `name`, such as `onnx:cpu` or `openvino:NPU`.
+///
+/// # Errors
+/// When there is no backend of that name. Whether its device is there is what [`Backend::probe`] says.
+pub fn named(name: &str, settings: &Settings) -> Result<Arc<dyn Backend>, UnknownBackend> {
+    let (kind, detail) = name.split_once(':').unwrap_or((name, ""));
+    let backend: Option<Arc<dyn Backend>> = match kind {
+        #[cfg(feature = "onnx")]
+        "onnx" => {
+            let provider = if detail.is_empty() { "cpu" } else { detail };
+            crate::onnx::OnnxBackend::new(provider, settings)
+                .map(|backend| Arc::new(backend) as Arc<dyn Backend>)
+        }
+        _ => None,
+    };
+    backend.ok_or_else(|| UnknownBackend(name.to_owned()))
+}
+
+/// The accelerators that `auto` tries before the CPU, those first that are expected to be the quickest.
+pub fn automatic(_settings: &Settings) -> Vec<Arc<dyn Backend>> {
+    Vec::new()
+}
