@@ -77,10 +77,7 @@ fn roots(model: &Model, chosen: Option<&Path>) -> Vec<PathBuf> {
     let path = path.canonicalize().unwrap_or_else(|_| path.to_owned());
     let mut beside = path.clone().into_os_string();
     beside.push(".backends");
-    vec![
-        beside.into(),
-        std::env::temp_dir().join("ondine-backends"),
-    ]
+    vec![beside.into(), std::env::temp_dir().join("ondine-backends")]
 }
 
 /// Writes what the entry consists of.
@@ -104,8 +101,8 @@ fn check(directory: &Path) -> Result<(), Unavailable> {
             directory.display()
         ))
     };
-    let text = fs::read_to_string(directory.join(COMPLETE))
-        .map_err(|_| damaged("is not complete"))?;
+    let text =
+        fs::read_to_string(directory.join(COMPLETE)).map_err(|_| damaged("is not complete"))?;
     let files: BTreeMap<String, String> =
         serde_json::from_str(&text).map_err(|_| damaged("is not complete"))?;
     for (name, expected) in files {

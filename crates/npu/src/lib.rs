@@ -10,12 +10,12 @@
 //! | [`plan`] | speed, memory, energy and verdict of a model on a device |
 #![deny(unsafe_code)]
 
-pub mod plan;
 mod cache;
 pub mod choose;
 pub mod export;
 mod library;
 #[cfg(feature = "onnx")]
 pub mod onnx;
+pub mod plan;
 pub mod profile;
 pub mod program;

@@ -406,10 +406,7 @@ impl Sequence {
                 let sizes = [shape.key_dim, shape.value_dim];
                 for ((new, old), size) in new.iter_mut().zip(old).zip(sizes) {
                     let old = old.extract_tensor().1.chunks_exact(self.capacity * size);
-                    let new = new
-                        .extract_tensor_mut()
-                        .1
-                        .chunks_exact_mut(capacity * size);
+                    let new = new.extract_tensor_mut().1.chunks_exact_mut(capacity * size);
                     for (new, old) in new.zip(old) {
                         new[..self.length * size].copy_from_slice(&old[..self.length * size]);
                     }
@@ -503,9 +500,7 @@ impl Fixed {
         ];
         if self.takes_positions {
             let last = context - 1;
-            let positions = (past..past + count)
-                .map(|at| at.min(last) as i64)
-                .collect();
+            let positions = (past..past + count).map(|at| at.min(last) as i64).collect();
             integer_inputs.push(("position_ids", integers([1, count], positions)?));
         }
         let mut float_inputs = Vec::new();
@@ -557,10 +552,7 @@ impl Fixed {
         for ((shape, held), new) in layers.iter().zip(&mut sequence.cache).zip(&*new) {
             let sizes = [shape.key_dim, shape.value_dim];
             for ((held, new), size) in held.iter_mut().zip(new).zip(sizes) {
-                let held = held
-                    .extract_tensor_mut()
-                    .1
-                    .chunks_exact_mut(context * size);
+                let held = held.extract_tensor_mut().1.chunks_exact_mut(context * size);
                 let new = new.extract_tensor().1.chunks_exact(count * size);
                 for (held, new) in held.zip(new) {
                     held[past * size..(past + used) * size].copy_from_slice(&new[..used * size]);

@@ -15,7 +15,7 @@ use ondine_runtime::backend::{
     Backend, BackendError, Decoder, DeviceReport, Fit, LoadOptions, Unavailable,
 };
 use ondine_runtime::gguf::ModelFile;
-use ondine_runtime::model::{ModelSpec, Mixer};
+use ondine_runtime::model::{Mixer, ModelSpec};
 use ort::ep::{self, ArbitrarilyConfigurableExecutionProvider, ExecutionProviderDispatch};
 use ort::session::Session;
 use ort::session::builder::SessionBuilder;

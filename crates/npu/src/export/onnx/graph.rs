@@ -52,7 +52,6 @@ pub(super) struct Value {
 }
 
 impl<'a> OnnxGraph<'a> {
-    #[expect(clippy::too_many_arguments, reason = "built in one place")]
     pub(super) fn new(
         spec: &'a ModelSpec,
         weights: &'a Weights<'a>,
