@@ -38,12 +38,26 @@ pub fn named(name: &str, settings: &Settings) -> Result<Arc<dyn Backend>, Unknow
             crate::onnx::OnnxBackend::new(provider, settings)
                 .map(|backend| Arc::new(backend) as Arc<dyn Backend>)
         }
+        #[cfg(feature = "openvino")]
+        "openvino" => {
+            let device = if detail.is_empty() { "CPU" } else { detail };
+            crate::openvino::OpenVinoBackend::new(device, settings)
+                .map(|backend| Arc::new(backend) as Arc<dyn Backend>)
+        }
         _ => None,
     };
     backend.ok_or_else(|| UnknownBackend(name.to_owned()))
 }
 
-/// The accelerators that `auto` tries before the CPU, those first that are expected to be the quickest.
-pub fn automatic(_settings: &Settings) -> Vec<Arc<dyn Backend>> {
-    Vec::new()
+/// The accelerators that `auto` tries before the CPU, those first that are expected to be the quickest: NPUs and GPUs.
+/// Vendor runtimes on the processor itself are slower than the CPU backend and are not among them.
+pub fn automatic(settings: &Settings) -> Vec<Arc<dyn Backend>> {
+    let mut names = vec!["openvino:NPU", "openvino:GPU"];
+    if settings.library.is_some() {
+        names.insert(0, "onnx:plugin");
+    }
+    names
+        .into_iter()
+        .filter_map(|name| named(name, settings).ok())
+        .collect()
 }

@@ -16,6 +16,8 @@ pub mod export;
 mod library;
 #[cfg(feature = "onnx")]
 pub mod onnx;
+#[cfg(feature = "openvino")]
+pub mod openvino;
 pub mod plan;
 pub mod profile;
 pub mod program;

@@ -4,7 +4,7 @@ use super::load::{ModelArgs, peak_resident_bytes};
 use crate::error::CliError;
 use crate::output::Output;
 use crate::progress::Bar;
-use ondine_npu::export::{Report, onnx};
+use ondine_npu::export::{Report, onnx, openvino};
 use serde_json::json;
 use std::path::PathBuf;
 
@@ -17,6 +17,8 @@ const DEFAULT_CONTEXT: usize = 2048;
 Examples:
   ondine export onnx -m smollm2-135m-instruct smollm2-onnx
   ondine export onnx --form fixed --ctx 1024 smollm2-npu
+  ondine export openvino smollm2-ov
+  ondine export openvino --form npu-int4 smollm2-ov-npu
 
 Quantised weights keep their codes and scales; what has to be rounded is measured and said.")]
 pub struct Args {
@@ -30,7 +32,7 @@ pub struct Args {
     /// Tokens of context; 2048 or the model's own length unless given
     #[arg(long = "ctx", value_name = "TOKENS", value_parser = clap::value_parser!(u32).range(1..=1 << 20))]
     context: Option<u32>,
-    /// ONNX: fused attention for CPUs and GPUs, fixed shapes in plain operations for NPUs, or both
+    /// Form of the graph and its weights; what fits the model unless given
     #[arg(long, value_enum, value_delimiter = ',')]
     form: Vec<FormArg>,
 }
@@ -39,14 +41,22 @@ pub struct Args {
 enum Format {
     /// ONNX, for ONNX Runtime
     Onnx,
+    /// OpenVINO's intermediate representation
+    Openvino,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
 enum FormArg {
-    /// One graph with fused attention
+    /// ONNX: one graph with fused attention, for CPUs and GPUs
     Fused,
-    /// A prompt graph and a step graph of static shapes
+    /// ONNX: a prompt graph and a step graph of static shapes in plain operations, for NPUs
     Fixed,
+    /// OpenVINO: the model's own weights, for CPUs and GPUs
+    General,
+    /// OpenVINO: symmetric int8 by channel, for NPUs
+    NpuInt8,
+    /// OpenVINO: symmetric int4 in groups of 128 where rows fill them, for NPUs
+    NpuInt4,
 }
 
 /// Writes the files.
@@ -62,37 +72,50 @@ pub fn run(args: &Args, output: &mut Output) -> Result<(), CliError> {
             tokens as usize
         });
     let bar = Bar::new(output, "matrices");
+    let mut progress = |done: usize, all: usize| bar.set(done.min(all), all, "");
     let result = match args.format {
         Format::Onnx => {
-            let mut forms: Vec<onnx::Form> = args
-                .form
-                .iter()
-                .map(|form| match form {
-                    FormArg::Fused => onnx::Form::Fused,
-                    FormArg::Fixed => onnx::Form::Fixed,
-                })
-                .collect();
-            if forms.is_empty() {
-                if onnx::Form::fused_fits(spec) {
-                    forms.push(onnx::Form::Fused);
-                }
-                forms.push(onnx::Form::Fixed);
-            }
-            onnx::export(
-                &model,
-                &args.directory,
-                &forms,
-                context,
-                &mut |done, all| {
-                    bar.set(done.min(all), all, "");
-                },
-            )
+            let forms = onnx_forms(args, onnx::Form::fused_fits(spec))?;
+            onnx::export(&model, &args.directory, &forms, context, &mut progress)
+        }
+        Format::Openvino => {
+            let form = openvino_form(args)?;
+            openvino::export(&model, &args.directory, form, context, &mut progress)
         }
     };
     bar.finish();
     let report =
         result.map_err(|error| CliError::Failed(format!("{}: {error}", args.model.model)))?;
     print(&report, context, output)
+}
+
+fn onnx_forms(args: &Args, fused_fits: bool) -> Result<Vec<onnx::Form>, CliError> {
+    let mut forms = Vec::new();
+    for form in &args.form {
+        forms.push(match form {
+            FormArg::Fused => onnx::Form::Fused,
+            FormArg::Fixed => onnx::Form::Fixed,
+            _ => return Err(wrong_form("onnx", "fused and fixed")),
+        });
+    }
+    if forms.is_empty() {
+        forms.extend(fused_fits.then_some(onnx::Form::Fused));
+        forms.push(onnx::Form::Fixed);
+    }
+    Ok(forms)
+}
+
+fn openvino_form(args: &Args) -> Result<openvino::Form, CliError> {
+    match args.form.as_slice() {
+        [] | [FormArg::General] => Ok(openvino::Form::General),
+        [FormArg::NpuInt8] => Ok(openvino::Form::NpuInt8),
+        [FormArg::NpuInt4] => Ok(openvino::Form::NpuInt4),
+        _ => Err(wrong_form("openvino", "one of general, npu-int8, npu-int4")),
+    }
+}
+
+fn wrong_form(format: &str, forms: &str) -> CliError {
+    CliError::Usage(format!("--form: {format} has {forms}"))
 }
 
 fn print(report: &Report, context: usize, output: &mut Output) -> Result<(), CliError> {

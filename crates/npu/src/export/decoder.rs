@@ -35,7 +35,7 @@ pub(super) trait Graph {
         norm: &Norm,
         weight: &Self::Value,
         heads: usize,
-    ) -> Self::Value;
+    ) -> Result<Self::Value, ExportError>;
 
     /// Attention of layer `index`; queries and keys are not rotated yet.
     fn attention(
@@ -66,10 +66,10 @@ pub(super) trait Graph {
     fn activation(&mut self, x: &Self::Value, activation: Activation) -> Self::Value;
 
     /// The tokens whose scores are wanted.
-    fn wanted(&mut self, x: &Self::Value) -> Self::Value;
+    fn wanted(&mut self, x: &Self::Value) -> Result<Self::Value, ExportError>;
 
     /// Makes `x` the graph's scores.
-    fn logits(&mut self, x: &Self::Value);
+    fn logits(&mut self, x: &Self::Value) -> Result<(), ExportError>;
 }
 
 /// Writes the whole decoder into `graph`.
@@ -91,7 +91,7 @@ pub(super) fn write<G: Graph>(spec: &ModelSpec, graph: &mut G) -> Result<(), Exp
     for (index, layer) in spec.layers.iter().enumerate() {
         hidden = write_layer(graph, index, layer, hidden)?;
     }
-    let wanted = graph.wanted(&hidden);
+    let wanted = graph.wanted(&hidden)?;
     let normed = normed(graph, &wanted, &spec.output_norm, 1)?;
     let mut logits = linear(graph, &normed, &spec.output)?;
     if spec.logit_scale != 1.0 {
@@ -100,8 +100,7 @@ pub(super) fn write<G: Graph>(spec: &ModelSpec, graph: &mut G) -> Result<(), Exp
     if let Some(cap) = spec.logit_softcap {
         logits = softcap(graph, &logits, cap);
     }
-    graph.logits(&logits);
-    Ok(())
+    graph.logits(&logits)
 }
 
 /// `cap × tanh(x / cap)`.
@@ -223,7 +222,7 @@ fn normed<G: Graph>(
     heads: usize,
 ) -> Result<G::Value, ExportError> {
     let weight = graph.vector(&norm.weight, 0, norm.length)?;
-    let mut out = graph.normalised(x, norm, &weight, heads);
+    let mut out = graph.normalised(x, norm, &weight, heads)?;
     if let Some(bias) = &norm.bias {
         let bias = graph.vector(bias, 0, norm.length)?;
         out = graph.add(&out, &bias);

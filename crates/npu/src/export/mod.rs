@@ -3,9 +3,11 @@
 //! A [`Model`](ondine_runtime::Model) is written tensor by tensor, so that no more than one matrix's scales are in
 //! memory. Quantised weights keep their codes and scales; what is rounded is measured ([`Report::losses`]).
 
+mod data;
 mod decoder;
 pub mod interface;
 pub mod onnx;
+pub mod openvino;
 pub mod weights;
 
 use std::collections::BTreeMap;

@@ -309,6 +309,30 @@ fn round_to_bytes(floats: &[f32], rows: &mut GridRows, loss: &mut Loss) {
     }
 }
 
+/// Groups of `group` floats rounded to signed codes of `bits` bits, [−2^(bits−1)+1, 2^(bits−1)−1], one scale per group
+/// kept as f16; codes are unsigned around the grid's zero point, as everywhere here.
+pub fn round_symmetric(
+    floats: &[f32],
+    bits: usize,
+    group: usize,
+    rows: &mut GridRows,
+    loss: &mut Loss,
+) {
+    rows.clear(floats.len());
+    let (zero, most) = (1i16 << (bits - 1), ((1i16 << (bits - 1)) - 1) as f32);
+    for part in floats.chunks_exact(group) {
+        let largest = part.iter().fold(0.0f32, |most, x| most.max(x.abs()));
+        let scale = half::f16::from_f32(largest / most).to_f32();
+        let inverse = if scale == 0.0 { 0.0 } else { 1.0 / scale };
+        rows.scales.push(scale);
+        for &x in part {
+            let code = (x * inverse).round().clamp(-most, most);
+            loss.count(x, code * scale);
+            rows.codes.push((code as i16 + zero) as u8);
+        }
+    }
+}
+
 fn refuse(tensor: &TensorInfo, what: &str) -> ModelFileError {
     ModelFileError::Tensor {
         tensor: tensor.name.clone(),

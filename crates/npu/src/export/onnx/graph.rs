@@ -8,10 +8,10 @@ use ondine_runtime::model::{
 };
 
 use super::super::ExportError;
+use super::super::data::{DataFile, Placed};
 use super::super::decoder::{Graph, softcap};
 use super::super::interface::{Interface, Rotation};
 use super::super::weights::{Grid, Loss, ROUNDED, Weights};
-use super::data::{DataFile, Placed};
 use super::proto::{self, Attribute, Dimension, Element, Message};
 use super::{DATA_FILE, Shape};
 
@@ -736,7 +736,13 @@ impl Graph for OnnxGraph<'_> {
         })
     }
 
-    fn normalised(&mut self, x: &Value, norm: &Norm, weight: &Value, heads: usize) -> Value {
+    fn normalised(
+        &mut self,
+        x: &Value,
+        norm: &Norm,
+        weight: &Value,
+        heads: usize,
+    ) -> Result<Value, ExportError> {
         let shaped = match heads {
             1 => x.name.clone(),
             _ => self.reshape(&x.name, &[1, -1, heads as i64, norm.length as i64]),
@@ -766,10 +772,10 @@ impl Graph for OnnxGraph<'_> {
         if heads != 1 {
             name = self.reshape(&name, &[1, -1, x.width as i64]);
         }
-        Value {
+        Ok(Value {
             name,
             width: x.width,
-        }
+        })
     }
 
     fn attention(
@@ -840,19 +846,19 @@ impl Graph for OnnxGraph<'_> {
         }
     }
 
-    fn wanted(&mut self, x: &Value) -> Value {
+    fn wanted(&mut self, x: &Value) -> Result<Value, ExportError> {
         let name = self.node(
             "Gather",
             &[&x.name, "wanted"],
             &[("axis", Attribute::Int(1))],
         );
-        Value {
+        Ok(Value {
             name,
             width: x.width,
-        }
+        })
     }
 
-    fn logits(&mut self, x: &Value) {
+    fn logits(&mut self, x: &Value) -> Result<(), ExportError> {
         let name = self.fresh("Identity");
         self.nodes.push(proto::node(
             "Identity",
@@ -868,6 +874,7 @@ impl Graph for OnnxGraph<'_> {
         };
         let shape = [Dimension::Fixed(1), wanted, Dimension::Fixed(x.width)];
         self.output("logits", Element::F32, &shape);
+        Ok(())
     }
 }
 

@@ -8,7 +8,6 @@
 //! Matrices are `MatMulNBits` of com.microsoft (4 or 8 bits, blocks of 16 or 32); what a format's minima add is a small
 //! plain product with the sums of the input's blocks.
 
-mod data;
 mod graph;
 pub mod proto;
 
@@ -20,10 +19,10 @@ use std::path::Path;
 use ondine_runtime::Model;
 use ondine_runtime::model::{Attention, Mixer, ModelSpec};
 
+use super::data::DataFile;
 use super::interface::Interface;
 use super::weights::Weights;
 use super::{ExportError, Report, decoder, io_error, supported};
-use data::DataFile;
 use graph::OnnxGraph;
 
 /// Tokens of the fixed prompt graph.

@@ -5,7 +5,7 @@ use std::fs::File;
 use std::io::{BufWriter, Write};
 use std::path::{Path, PathBuf};
 
-use super::super::{ExportError, io_error};
+use super::{ExportError, io_error};
 
 /// Tensors begin at multiples of this, so that runtimes can map them.
 const ALIGNMENT: u64 = 64;
