@@ -154,6 +154,10 @@ impl OnnxDecoder {
         let vocabulary = self.spec.vocabulary;
         let mut lengths = BTreeMap::new();
         for run in batch {
+            if run.wanted == Wanted::Hidden {
+                let what = format!("{} gives no hidden states", self.device.backend);
+                return Err(Unavailable::Unsupported(what).into());
+            }
             let sequence = self
                 .sequences
                 .get(&run.sequence)

@@ -5,7 +5,8 @@ use std::io::{Read, Write};
 use std::sync::Arc;
 
 use ondine_runtime::backend::{
-    BackendError, Decoder, DeviceReport, MemoryReport, Run, Scored, Scores, SequenceId, Wanted,
+    BackendError, Decoder, DeviceReport, MemoryReport, Run, Scored, Scores, SequenceId,
+    Unavailable, Wanted,
 };
 use ondine_runtime::model::{Mixer, ModelSpec};
 
@@ -101,6 +102,10 @@ impl OpenVinoDecoder {
         let vocabulary = self.spec.vocabulary;
         let mut lengths = BTreeMap::new();
         for run in batch {
+            if run.wanted == Wanted::Hidden {
+                let what = format!("{} gives no hidden states", self.device.backend);
+                return Err(Unavailable::Unsupported(what).into());
+            }
             let sequence = self
                 .sequences
                 .get(&run.sequence)

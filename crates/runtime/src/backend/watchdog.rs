@@ -80,6 +80,7 @@ enum Message {
 enum OwnedScores {
     All(Vec<f32>),
     Candidates(Vec<(u32, f32)>),
+    Hidden(Vec<f32>),
 }
 
 impl WatchedDecoder {
@@ -182,6 +183,7 @@ impl WatchedDecoder {
                 let scores = match scored.scores {
                     Scores::All(logits) => OwnedScores::All(logits.to_vec()),
                     Scores::Candidates(best) => OwnedScores::Candidates(best.to_vec()),
+                    Scores::Hidden(state) => OwnedScores::Hidden(state.to_vec()),
                 };
                 let _ = answer.send(Message::Scored {
                     run: scored.run,
@@ -279,6 +281,7 @@ impl OwnedRun {
                     sequence: run.sequence,
                     tokens: tokens.to_vec(),
                     wanted: match run.wanted {
+                        Wanted::Hidden => Wanted::Hidden,
                         Wanted::Last if first + tokens.len() == length => Wanted::Last,
                         Wanted::From(from) if from < first + tokens.len() => {
                             Wanted::From(from.saturating_sub(first))
@@ -299,6 +302,7 @@ impl OwnedScores {
         match self {
             OwnedScores::All(logits) => logits.iter().all(|&score| fine(score)),
             OwnedScores::Candidates(best) => best.iter().all(|&(_, score)| fine(score)),
+            OwnedScores::Hidden(state) => state.iter().all(|&x| fine(x)),
         }
     }
 
@@ -306,6 +310,7 @@ impl OwnedScores {
         match self {
             OwnedScores::All(logits) => Scores::All(logits),
             OwnedScores::Candidates(best) => Scores::Candidates(best),
+            OwnedScores::Hidden(state) => Scores::Hidden(state),
         }
     }
 }
