@@ -12,6 +12,7 @@
 //! | [`signature`] | OpenSSF Model Signing: sign and verify a directory |
 //! | [`seal`] | encryption at rest, read at any offset |
 //! | [`delta`] | from one version to the next |
+//! | [`release`] | a signed index of releases: publish them, and bring a device to the right one |
 //! | [`store`] | versions on a device, and the switch between them |
 //!
 //! Nothing here knows machine learning: a model is files with names and sizes. Every size that comes from outside is
@@ -23,6 +24,7 @@ pub mod delta;
 pub mod digest;
 mod limits;
 pub mod path;
+pub mod release;
 pub mod seal;
 pub mod signature;
 pub mod source;

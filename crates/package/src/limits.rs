@@ -21,6 +21,12 @@ pub struct Limits {
     pub model_header_bytes: u64,
     /// Tensors in one model file.
     pub tensors: usize,
+    /// Bytes of the index of one model's releases, or of the policy of who may sign.
+    pub index_bytes: u64,
+    /// Releases, or deltas, in one index.
+    pub releases: usize,
+    /// Signatures of one release.
+    pub signatures: usize,
 }
 
 impl Default for Limits {
@@ -35,6 +41,9 @@ impl Default for Limits {
             recipients: 64,
             model_header_bytes: 24 << 20,
             tensors: 65_536,
+            index_bytes: 4 << 20,
+            releases: 4096,
+            signatures: 16,
         }
     }
 }

@@ -45,6 +45,8 @@ pub struct FileEntry {
     pub blake3: Digest,
     /// Its SHA-256, checked when it is installed.
     pub sha256: Digest,
+    /// BLAKE3 of its header when it is sealed: what its chunks are bound to when they are opened one by one.
+    pub sealed_header: Option<Digest>,
 }
 
 /// An earlier version.
@@ -75,6 +77,8 @@ pub enum Role {
     Licence,
     /// Evaluation report.
     Evaluation,
+    /// A prompt and its known answer, asked on the device before a version is used.
+    SelfTest,
     /// Anything else.
     Other,
 }
@@ -152,6 +156,7 @@ impl Manifest {
                     blake3: file.blake3,
                     path: file.path.as_str().to_owned(),
                     role: file.role,
+                    sealed_header: file.sealed_header,
                     sha256: file.sha256,
                     size: file.size,
                 })
@@ -218,6 +223,8 @@ struct WireFile {
     blake3: Digest,
     path: String,
     role: Role,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    sealed_header: Option<Digest>,
     sha256: Digest,
     size: u64,
 }
@@ -240,6 +247,7 @@ impl Wire {
                     size: file.size,
                     blake3: file.blake3,
                     sha256: file.sha256,
+                    sealed_header: file.sealed_header,
                 })
             })
             .collect::<Result<Vec<_>, PathError>>()?;
@@ -354,6 +362,7 @@ mod tests {
             size: 3,
             blake3: Digest::blake3(b"abc"),
             sha256: Digest::sha256(b"abc"),
+            sealed_header: None,
         }
     }
 

@@ -67,7 +67,7 @@ pub fn pack(
 ) -> Result<Manifest, PackError> {
     let paths: Vec<PathBuf> = inputs.iter().map(|input| input.from.clone()).collect();
     let digests = hash_files(&paths, Algorithms::Both)?;
-    let files = inputs
+    let mut files = inputs
         .iter()
         .zip(&digests)
         .map(|(input, digest)| FileEntry {
@@ -76,8 +76,13 @@ pub fn pack(
             size: digest.size,
             blake3: digest.blake3,
             sha256: digest.sha256,
+            sealed_header: None,
         })
-        .collect();
+        .collect::<Vec<_>>();
+    for (file, input) in files.iter_mut().zip(inputs) {
+        let header = crate::seal::header_digest(&input.from, limits);
+        file.sealed_header = header.map_err(at(&input.from))?;
+    }
     let manifest = Manifest {
         name: name.to_owned(),
         version,

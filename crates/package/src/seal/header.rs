@@ -4,6 +4,7 @@ use super::age::{self, FileKey, Identity, UnwrapError, derive};
 use super::cipher::{ChunkKey, Cipher};
 use super::{CHUNK_BYTES, Recipient, SealError, TAG_BYTES};
 use crate::Limits;
+use crate::digest::Digest;
 use crate::path::BundlePath;
 use aws_lc_rs::hmac;
 use aws_lc_rs::rand::{SecureRandom, SystemRandom};
@@ -25,6 +26,8 @@ pub(super) struct Header {
     /// Where the first chunk begins.
     pub chunks_at: u64,
     pub key: ChunkKey,
+    /// BLAKE3 of the header's bytes.
+    pub digest: Digest,
 }
 
 impl Header {
@@ -57,6 +60,7 @@ impl Header {
             cipher,
             length,
             chunks_at: bytes.len() as u64,
+            digest: Digest::blake3(&bytes),
             key: ChunkKey::derive(cipher, file_key.as_ref(), &salt, &context)?,
         };
         Some((header, bytes))
@@ -123,6 +127,7 @@ impl Header {
             cipher,
             length,
             chunks_at: bytes.len() as u64,
+            digest: Digest::blake3(bytes),
             key,
         })
     }

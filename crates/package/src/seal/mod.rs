@@ -24,7 +24,7 @@ mod writer;
 
 pub use age::{Identity, Recipient};
 pub use cipher::Cipher;
-pub use reader::{SealedFile, is_sealed};
+pub use reader::{SealedFile, header_digest, is_sealed};
 pub use writer::{seal, seal_file, unseal_file};
 
 use std::io;

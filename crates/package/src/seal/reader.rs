@@ -4,6 +4,7 @@ use super::age::Identity;
 use super::header::{Header, PREFIX_BYTES};
 use super::{CHUNK_BYTES, Cipher, SealError, TAG_BYTES, file_error};
 use crate::Limits;
+use crate::digest::Digest;
 use crate::path::BundlePath;
 use crate::source::{ByteSource, read_exact_at};
 use std::fs::File;
@@ -41,7 +42,35 @@ pub fn is_sealed(path: &Path) -> io::Result<bool> {
     }
 }
 
+/// BLAKE3 of the header of the sealed file at `path`; nothing when it is not sealed. The header fixes the file key, and with it
+/// every chunk that can open: whoever signs this digest vouches for the whole file.
+///
+/// # Errors
+/// What the operating system says.
+pub fn header_digest(path: &Path, limits: &Limits) -> io::Result<Option<Digest>> {
+    let file = File::open(path)?;
+    let length = file.metadata()?.len();
+    let mut prefix = [0; PREFIX_BYTES];
+    if length < PREFIX_BYTES as u64 {
+        return Ok(None);
+    }
+    read_exact_at(&file, 0, &mut prefix)?;
+    match Header::length_of(&prefix, limits) {
+        Some(header) if header as u64 <= length => {
+            let mut bytes = vec![0; header];
+            read_exact_at(&file, 0, &mut bytes)?;
+            Ok(Some(Digest::blake3(&bytes)))
+        }
+        _ => Ok(None),
+    }
+}
+
 impl SealedFile {
+    /// BLAKE3 of the header, as [`header_digest`] gives it.
+    pub fn header_digest(&self) -> Digest {
+        self.header.digest
+    }
+
     /// Opens the sealed file at `path` with one of `identities`.
     ///
     /// # Errors

@@ -141,7 +141,7 @@ impl PrivateKey {
         &self.public
     }
 
-    pub(super) fn sign(&self, message: &[u8]) -> Result<Vec<u8>, SignatureError> {
+    pub(crate) fn sign(&self, message: &[u8]) -> Result<Vec<u8>, SignatureError> {
         match &self.pair {
             Pair::Ecdsa(pair) => pair
                 .sign(&SystemRandom::new(), message)
@@ -256,6 +256,11 @@ impl PublicKey {
     /// SHA-256 of the PEM text: how signature files name a key.
     pub fn hint(&self) -> Digest {
         Digest::sha256(self.to_pem().as_bytes())
+    }
+
+    /// The uncompressed point, or the 32 bytes of an Ed25519 key.
+    pub(crate) fn raw(&self) -> &[u8] {
+        &self.bytes
     }
 
     /// Which algorithm it is for.

@@ -16,6 +16,7 @@ mod tests;
 mod tree;
 
 use crate::Limits;
+use crate::bundle::{MANIFEST_NAME, Manifest};
 use crate::digest::{Algorithms, Digest, hash_files, read_bounded};
 use crate::path::BundlePath;
 use statement::{HashType, Statement};
@@ -91,6 +92,52 @@ pub fn verify(
     let payload = envelope::open(&bytes, key)?;
     let statement = Statement::parse(&payload, limits)?;
     check_files(model, signature, &statement, limits)?;
+    Ok(Verified {
+        name: statement.name,
+        root: statement.root,
+        key: key.hint(),
+        files: statement
+            .resources
+            .into_iter()
+            .filter_map(|(name, digest)| Some((BundlePath::parse(&name).ok()?, digest)))
+            .collect(),
+        ignored: statement.ignored,
+    })
+}
+
+/// Verifies a signature over a bundle whose files are not here yet: the statement must list the manifest, `manifest_bytes`, and
+/// exactly the files that the manifest lists, with the same SHA-256.
+///
+/// # Errors
+/// [`SignatureError`].
+pub fn verify_manifest(
+    signature: &[u8],
+    key: &PublicKey,
+    manifest_bytes: &[u8],
+    manifest: &Manifest,
+    limits: &Limits,
+) -> Result<Verified, SignatureError> {
+    let payload = envelope::open(signature, key)?;
+    let statement = Statement::parse(&payload, limits)?;
+    if statement.hash_type != HashType::Sha256 {
+        return Err(SignatureError::Statement(
+            "its hashes are not SHA-256".into(),
+        ));
+    }
+    let listed = manifest.files.iter().map(|file| (&file.path, file.sha256));
+    let mut wanted: Vec<(String, Digest)> = listed
+        .map(|(path, digest)| (path.to_string(), digest))
+        .collect();
+    wanted.push((MANIFEST_NAME.into(), Digest::sha256(manifest_bytes)));
+    wanted.sort();
+    let mut signed = statement.resources.clone();
+    signed.sort();
+    if let Some((name, _)) = wanted.iter().find(|file| !signed.contains(file)) {
+        return Err(SignatureError::Changed(name.clone()));
+    }
+    if let Some((name, _)) = signed.iter().find(|file| !wanted.contains(file)) {
+        return Err(SignatureError::Missing(name.clone()));
+    }
     Ok(Verified {
         name: statement.name,
         root: statement.root,

@@ -1,6 +1,8 @@
 //! The few operations that the store asks of a file system, so that a test can put another one in its place.
 
-use crate::digest::{Algorithms, FileDigest, hash_file, read_bounded};
+use crate::Limits;
+use crate::delta::{self, DeltaError};
+use crate::digest::{Algorithms, Digest, FileDigest, hash_file, read_bounded};
 use fs4::FileExt;
 use std::fs::{self, File};
 use std::io::{self, Read};
@@ -24,11 +26,16 @@ pub trait FileSystem: Send + Sync {
     /// # Errors
     /// As above.
     fn length(&self, path: &Path) -> io::Result<u64>;
-    /// Both hashes of a file.
+    /// Hashes of a file.
     ///
     /// # Errors
     /// As above.
-    fn digest(&self, path: &Path) -> io::Result<FileDigest>;
+    fn digest(&self, path: &Path, algorithms: Algorithms) -> io::Result<FileDigest>;
+    /// BLAKE3 of the header of a sealed file; nothing for another file.
+    ///
+    /// # Errors
+    /// As above.
+    fn sealed_header(&self, path: &Path, limits: &Limits) -> io::Result<Option<Digest>>;
     /// Names in a directory.
     ///
     /// # Errors
@@ -39,6 +46,27 @@ pub trait FileSystem: Send + Sync {
     /// # Errors
     /// As above.
     fn write(&self, path: &Path, bytes: &mut dyn Read) -> io::Result<()>;
+    /// Adds all of `bytes` at the end of a file, which is made if need be.
+    ///
+    /// # Errors
+    /// As above; what was read before the error is in the file.
+    fn append(&self, path: &Path, bytes: &mut dyn Read) -> io::Result<()>;
+    /// Writes the file `out` that `delta` makes of `old`, and brings it to the disk.
+    ///
+    /// # Errors
+    /// [`DeltaError`].
+    fn apply(
+        &self,
+        old: &Path,
+        delta: &Path,
+        out: &Path,
+        limits: &Limits,
+    ) -> Result<(), DeltaError>;
+    /// Bytes that can still be written below a directory.
+    ///
+    /// # Errors
+    /// As above.
+    fn free_space(&self, directory: &Path) -> io::Result<u64>;
     /// Brings a file's bytes to the disk.
     ///
     /// # Errors
@@ -83,8 +111,12 @@ impl FileSystem for Disk {
         Ok(fs::metadata(path)?.len())
     }
 
-    fn digest(&self, path: &Path) -> io::Result<FileDigest> {
-        hash_file(path, Algorithms::Both).map_err(|error| error.source)
+    fn digest(&self, path: &Path, algorithms: Algorithms) -> io::Result<FileDigest> {
+        hash_file(path, algorithms).map_err(|error| error.source)
+    }
+
+    fn sealed_header(&self, path: &Path, limits: &Limits) -> io::Result<Option<Digest>> {
+        crate::seal::header_digest(path, limits)
     }
 
     fn list(&self, directory: &Path) -> io::Result<Vec<String>> {
@@ -95,6 +127,33 @@ impl FileSystem for Disk {
 
     fn write(&self, path: &Path, bytes: &mut dyn Read) -> io::Result<()> {
         io::copy(bytes, &mut File::create(path)?).map(|_| ())
+    }
+
+    fn append(&self, path: &Path, bytes: &mut dyn Read) -> io::Result<()> {
+        let mut file = File::options().create(true).append(true).open(path)?;
+        let mut block = vec![0; 128 << 10];
+        loop {
+            match bytes.read(&mut block) {
+                Ok(0) => return Ok(()),
+                Ok(count) => io::Write::write_all(&mut file, &block[..count])?,
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                Err(error) => return Err(error),
+            }
+        }
+    }
+
+    fn apply(
+        &self,
+        old: &Path,
+        delta: &Path,
+        out: &Path,
+        limits: &Limits,
+    ) -> Result<(), DeltaError> {
+        delta::apply(old, delta, out, limits).map(|_| ())
+    }
+
+    fn free_space(&self, directory: &Path) -> io::Result<u64> {
+        fs4::available_space(directory)
     }
 
     fn sync_file(&self, path: &Path) -> io::Result<()> {

@@ -3,8 +3,12 @@
 //! ```text
 //! objects/<BLAKE3>      files of all versions, each written once, named by content
 //! manifests/<SHA-256>   manifests of the versions that are installed
+//! work/                 what an update has fetched so far; it goes on from there
+//! trust/                the signed metadata of the repository, as far as it was verified
 //! state.json            which version is current, which was before, and whether the current one has proved itself
-//! lock                  held while something is changed
+//! lock                  held for the moment in which the state is changed
+//! update.lock           held during a whole update
+//! trial.lock            held by the program that tries a new version, until it ends
 //! ```
 //!
 //! An installation writes objects, then the manifest, then the state; each is written beside its place, brought to the disk,
@@ -15,26 +19,32 @@
 //! it comes back by itself and the failed one is not offered again.
 
 mod disk;
+#[cfg(test)]
+pub(crate) mod simulated;
 mod state;
 #[cfg(test)]
 mod tests;
 
 use crate::Limits;
 use crate::bundle::{FileEntry, MANIFEST_NAME, Manifest, ManifestError, RuntimeVersion};
-use crate::digest::Digest;
+use crate::digest::{Algorithms, Digest};
 use crate::signature::Verified;
-use state::State;
+pub(crate) use state::State;
 use std::collections::BTreeSet;
 use std::io::{self, Read};
 use std::path::{Path, PathBuf};
+use std::sync::Mutex;
+use std::time::Duration;
 
 pub use disk::{Disk, FileSystem};
 
 /// The versions of one model on one device.
 pub struct Store<F: FileSystem = Disk> {
-    files: F,
-    root: PathBuf,
-    limits: Limits,
+    pub(crate) files: F,
+    pub(crate) root: PathBuf,
+    pub(crate) limits: Limits,
+    /// Held while this program tries a version; tells a version that failed from one that two programs start at once.
+    trial: Mutex<Option<Box<dyn Send>>>,
 }
 
 /// A version whose files are all in the store.
@@ -49,6 +59,8 @@ pub struct Installed {
 /// What the store holds.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Status {
+    /// Name of the model, once one was installed.
+    pub name: Option<String>,
     /// The version that runs, by its manifest's SHA-256.
     pub current: Option<Digest>,
     /// The version that a rollback returns to.
@@ -108,6 +120,9 @@ pub enum StoreError {
     /// The new version did not pass its test.
     #[error("the new version failed its test ({0}); the old one stays")]
     SelfTest(String),
+    /// Nothing was installed yet.
+    #[error("no version is installed; run ondine update first")]
+    Empty,
     /// The store's own files are damaged.
     #[error("the store is damaged: {0}; install the model again")]
     Damaged(String),
@@ -117,6 +132,23 @@ pub enum StoreError {
     /// Somebody else is changing the store.
     #[error("another update is running; wait until it has ended")]
     Busy,
+}
+
+impl StoreError {
+    /// Whether something is not what it should be (rather than a file that cannot be read or written).
+    pub fn is_refusal(&self) -> bool {
+        !matches!(
+            self,
+            StoreError::File { .. }
+                | StoreError::Busy
+                | StoreError::NothingBefore
+                | StoreError::Empty
+        )
+    }
+
+    pub(crate) fn from_io(path: &Path, source: io::Error) -> Self {
+        at(path)(source)
+    }
 }
 
 /// Where the bytes of a file come from while it is installed.
@@ -134,11 +166,14 @@ impl<F: FileSystem> Store<F> {
             files,
             root: root.to_owned(),
             limits: limits.clone(),
+            trial: Mutex::new(None),
         };
         for directory in [
             store.root.clone(),
             store.root.join("objects"),
             store.root.join("manifests"),
+            store.root.join("work"),
+            store.root.join("trust"),
         ] {
             store
                 .files
@@ -159,6 +194,7 @@ impl<F: FileSystem> Store<F> {
     pub fn status(&self) -> Result<Status, StoreError> {
         let state = self.state()?;
         Ok(Status {
+            name: state.name,
             current: state.current,
             previous: state.previous,
             healthy: state.healthy,
@@ -166,25 +202,63 @@ impl<F: FileSystem> Store<F> {
         })
     }
 
-    /// The version to run now. A version on trial gets one start; at the second the one before it comes back.
+    /// The version to run now, after its files were checked. A version on trial gets one start; when that has ended without a word
+    /// that it works, the one before it comes back. So it does when the current version's files are damaged.
     ///
     /// # Errors
-    /// [`StoreError`] when there is none, or its files are damaged.
+    /// [`StoreError`] when there is none, or no version's files are whole.
     pub fn start(&self) -> Result<Installed, StoreError> {
         let _lock = self.lock()?;
         let mut state = self.state()?;
-        if !state.healthy {
-            if state.started && state.previous.is_some() {
-                state.give_up();
-            } else {
-                state.started = true;
+        if !state.healthy && state.current.is_some() {
+            let mut trial = self
+                .trial
+                .lock()
+                .unwrap_or_else(|poisoned| poisoned.into_inner());
+            drop(trial.take());
+            let path = self.root.join("trial.lock");
+            match self.files.lock(&path) {
+                Ok(held) => {
+                    *trial = Some(held);
+                    if state.started && state.previous.is_some() {
+                        state.give_up();
+                    } else {
+                        state.started = true;
+                    }
+                    self.write_state(&state)?;
+                }
+                // Another program tries it at this moment: it has not failed yet.
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
+                Err(error) => return Err(at(&path)(error)),
             }
-            self.write_state(&state)?;
         }
-        let identity = state
-            .current
-            .ok_or_else(|| StoreError::Damaged("no version is installed".into()))?;
-        self.installed(identity)
+        let identity = state.current.ok_or(StoreError::Empty)?;
+        match self.checked(identity) {
+            Err(StoreError::Damaged(_) | StoreError::File { .. }) if state.previous.is_some() => {
+                state.fall_back();
+                let identity = state.current.ok_or(StoreError::Empty)?;
+                let installed = self.checked(identity)?;
+                self.write_state(&state)?;
+                Ok(installed)
+            }
+            other => other,
+        }
+    }
+
+    /// The current version, without starting it and without reading its files.
+    ///
+    /// # Errors
+    /// [`StoreError`] when there is none, or a file is missing.
+    pub fn current(&self) -> Result<Installed, StoreError> {
+        self.installed(self.state()?.current.ok_or(StoreError::Empty)?)
+    }
+
+    /// What is known of a version that is in the store.
+    ///
+    /// # Errors
+    /// [`StoreError`] when it is not, or its manifest is damaged.
+    pub fn version(&self, identity: Digest) -> Result<Manifest, StoreError> {
+        self.manifest(identity)
     }
 
     /// Says that the version that is running has proved itself.
@@ -194,6 +268,9 @@ impl<F: FileSystem> Store<F> {
     pub fn mark_healthy(&self) -> Result<(), StoreError> {
         let _lock = self.lock()?;
         let mut state = self.state()?;
+        if state.healthy || state.current.is_none() {
+            return Ok(());
+        }
         state.healthy = true;
         self.write_state(&state)
     }
@@ -206,7 +283,7 @@ impl<F: FileSystem> Store<F> {
         let _lock = self.lock()?;
         let mut state = self.state()?;
         let previous = state.previous.ok_or(StoreError::NothingBefore)?;
-        let installed = self.installed(previous)?;
+        let installed = self.checked(previous)?;
         state.give_up();
         self.write_state(&state)?;
         Ok(installed)
@@ -227,7 +304,7 @@ impl<F: FileSystem> Store<F> {
         reader: &FileReader<'_>,
         self_test: &SelfTest<'_>,
     ) -> Result<Installed, StoreError> {
-        let _lock = self.lock()?;
+        let _lock = self.lock_updates()?;
         let identity = Digest::sha256(manifest);
         let signed = verified
             .files
@@ -240,7 +317,7 @@ impl<F: FileSystem> Store<F> {
             identity,
             manifest: Manifest::parse(manifest, &self.limits)?,
         };
-        let mut state = self.state()?;
+        let state = self.state()?;
         if state.current == Some(identity) {
             return self.installed(identity);
         }
@@ -252,9 +329,22 @@ impl<F: FileSystem> Store<F> {
         self.files.sync_directory(&objects).map_err(at(&objects))?;
         self.write_file(&self.manifest_path(identity), manifest)?;
         self_test(&installed).map_err(StoreError::SelfTest)?;
-        state.switch_to(&installed);
-        self.write_state(&state)?;
+        self.switch(&installed, runtime)?;
         Ok(installed)
+    }
+
+    /// Makes a version current whose files and manifest are all on the disk.
+    pub(crate) fn switch(
+        &self,
+        installed: &Installed,
+        runtime: RuntimeVersion,
+    ) -> Result<(), StoreError> {
+        let _lock = self.lock()?;
+        // Read again: the version that ran may have been given up in the meantime.
+        let mut state = self.state()?;
+        check_offer(&state, installed, runtime)?;
+        state.switch_to(installed);
+        self.write_state(&state)
     }
 
     /// Removes what neither the current nor the previous version needs; answers how many files went.
@@ -262,6 +352,7 @@ impl<F: FileSystem> Store<F> {
     /// # Errors
     /// [`StoreError`] when a file cannot be removed.
     pub fn collect_garbage(&self) -> Result<usize, StoreError> {
+        let _updates = self.lock_updates()?;
         let _lock = self.lock()?;
         let state = self.state()?;
         let mut needed = BTreeSet::new();
@@ -275,7 +366,7 @@ impl<F: FileSystem> Store<F> {
             );
         }
         let mut removed = 0;
-        for directory in ["objects", "manifests"].map(|name| self.root.join(name)) {
+        for directory in ["objects", "manifests", "work"].map(|name| self.root.join(name)) {
             for name in self.files.list(&directory).map_err(at(&directory))? {
                 if !needed.contains(&name) {
                     let path = directory.join(name);
@@ -311,6 +402,30 @@ impl<F: FileSystem> Store<F> {
         Ok(Installed { identity, manifest })
     }
 
+    /// Reads an installed version and checks its files: plain ones by their BLAKE3 tree, sealed ones by their header, to which every
+    /// chunk is bound that opens later.
+    fn checked(&self, identity: Digest) -> Result<Installed, StoreError> {
+        let installed = self.installed(identity)?;
+        for file in &installed.manifest.files {
+            if !self.is_whole(file)? {
+                return Err(StoreError::Damaged(format!("{} was changed", file.path)));
+            }
+        }
+        Ok(installed)
+    }
+
+    /// Whether a file of an installed version is what it was when it was installed.
+    pub(crate) fn is_whole(&self, file: &FileEntry) -> Result<bool, StoreError> {
+        let path = self.object(file);
+        if let Some(header) = file.sealed_header {
+            let found = self.files.sealed_header(&path, &self.limits);
+            return Ok(found.map_err(at(&path))? == Some(header));
+        }
+        let found = self.files.digest(&path, Algorithms::Blake3);
+        let found = found.map_err(at(&path))?;
+        Ok(found.size == file.size && found.blake3 == file.blake3)
+    }
+
     fn manifest(&self, identity: Digest) -> Result<Manifest, StoreError> {
         let path = self.manifest_path(identity);
         let bytes = self
@@ -323,12 +438,16 @@ impl<F: FileSystem> Store<F> {
         Ok(Manifest::parse(&bytes, &self.limits)?)
     }
 
-    fn manifest_path(&self, identity: Digest) -> PathBuf {
+    pub(crate) fn manifest_path(&self, identity: Digest) -> PathBuf {
         self.root.join("manifests").join(identity.to_hex())
     }
 
     /// Writes a file of the new version unless it is already here and right.
-    fn write_object(&self, file: &FileEntry, reader: &FileReader<'_>) -> Result<(), StoreError> {
+    pub(crate) fn write_object(
+        &self,
+        file: &FileEntry,
+        reader: &FileReader<'_>,
+    ) -> Result<(), StoreError> {
         let path = self.object(file);
         if self.is_right(&path, file) {
             return Ok(());
@@ -348,13 +467,17 @@ impl<F: FileSystem> Store<F> {
         self.files.rename(&part, &path).map_err(at(&path))
     }
 
-    fn is_right(&self, path: &Path, file: &FileEntry) -> bool {
-        self.files.digest(path).is_ok_and(|found| {
-            found.size == file.size && found.blake3 == file.blake3 && found.sha256 == file.sha256
-        })
+    pub(crate) fn is_right(&self, path: &Path, file: &FileEntry) -> bool {
+        self.files
+            .digest(path, Algorithms::Both)
+            .is_ok_and(|found| {
+                found.size == file.size
+                    && found.blake3 == file.blake3
+                    && found.sha256 == file.sha256
+            })
     }
 
-    fn write_file(&self, path: &Path, bytes: &[u8]) -> Result<(), StoreError> {
+    pub(crate) fn write_file(&self, path: &Path, bytes: &[u8]) -> Result<(), StoreError> {
         let part = part_of(path);
         let directory = path.parent().unwrap_or(&self.root);
         self.files
@@ -365,7 +488,7 @@ impl<F: FileSystem> Store<F> {
             .map_err(at(path))
     }
 
-    fn state(&self) -> Result<State, StoreError> {
+    pub(crate) fn state(&self) -> Result<State, StoreError> {
         let path = self.root.join("state.json");
         match self.files.read(&path, self.limits.manifest_bytes) {
             Ok(bytes) => State::parse(&bytes)
@@ -375,20 +498,59 @@ impl<F: FileSystem> Store<F> {
         }
     }
 
-    fn write_state(&self, state: &State) -> Result<(), StoreError> {
+    pub(crate) fn write_state(&self, state: &State) -> Result<(), StoreError> {
         self.write_file(&self.root.join("state.json"), &state.to_json())
     }
 
+    /// Held for the moment in which the state is changed.
     fn lock(&self) -> Result<Box<dyn Send>, StoreError> {
-        let path = self.root.join("lock");
+        let mut result = self.try_lock("lock");
+        for _ in 0..LOCK_TRIES {
+            if !matches!(result, Err(StoreError::Busy)) {
+                break;
+            }
+            std::thread::sleep(LOCK_PAUSE);
+            result = self.try_lock("lock");
+        }
+        result
+    }
+
+    /// Held during a whole update or clean-up, in which versions can still be started.
+    pub(crate) fn lock_updates(&self) -> Result<Box<dyn Send>, StoreError> {
+        self.try_lock("update.lock")
+    }
+
+    fn try_lock(&self, name: &str) -> Result<Box<dyn Send>, StoreError> {
+        let path = self.root.join(name);
         self.files.lock(&path).map_err(|error| match error.kind() {
             io::ErrorKind::WouldBlock => StoreError::Busy,
             _ => at(&path)(error),
         })
     }
+
+    /// Where updates come from, as [`Store::set_source`] noted it.
+    pub fn source(&self) -> Option<String> {
+        let bytes = self.files.read(&self.root.join("source"), 4096).ok()?;
+        String::from_utf8(bytes).ok()
+    }
+
+    /// Notes where updates come from.
+    ///
+    /// # Errors
+    /// [`StoreError::File`].
+    pub fn set_source(&self, source: &str) -> Result<(), StoreError> {
+        if self.source().as_deref() == Some(source) {
+            return Ok(());
+        }
+        self.write_file(&self.root.join("source"), source.as_bytes())
+    }
 }
 
-fn check_offer(
+/// How long the lock of a moment is waited for: longer than the files of a large version take to check.
+const LOCK_TRIES: u32 = 200;
+const LOCK_PAUSE: Duration = Duration::from_millis(50);
+
+pub(crate) fn check_offer(
     state: &State,
     offered: &Installed,
     runtime: RuntimeVersion,
@@ -403,7 +565,8 @@ fn check_offer(
             offered: manifest.name.clone(),
         });
     }
-    if manifest.version <= state.highest_version {
+    let again = state.newest == Some(offered.identity) && state.current != state.newest;
+    if manifest.version <= state.highest_version && !again {
         return Err(StoreError::Rollback {
             offered: manifest.version,
             highest: state.highest_version,
@@ -416,10 +579,12 @@ fn check_offer(
 }
 
 fn part_of(path: &Path) -> PathBuf {
-    path.with_extension("part")
+    let mut name = path.as_os_str().to_owned();
+    name.push(".part");
+    name.into()
 }
 
-fn at(path: &Path) -> impl FnOnce(io::Error) -> StoreError + use<> {
+pub(crate) fn at(path: &Path) -> impl FnOnce(io::Error) -> StoreError + use<> {
     let path = path.display().to_string();
     move |source| StoreError::File { path, source }
 }

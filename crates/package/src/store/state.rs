@@ -10,7 +10,7 @@ const MOST_FAILED: usize = 64;
 /// What `state.json` holds. It is replaced as a whole.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
-pub(super) struct State {
+pub(crate) struct State {
     pub name: Option<String>,
     pub current: Option<Digest>,
     pub previous: Option<Digest>,
@@ -19,6 +19,9 @@ pub(super) struct State {
     /// Whether the current version has been started since it was installed.
     pub started: bool,
     pub highest_version: u64,
+    /// Identity of the highest version: the only one of that number that may be installed again.
+    #[serde(default)]
+    pub newest: Option<Digest>,
     /// Versions that failed here, newest last.
     pub failed: Vec<Digest>,
 }
@@ -42,6 +45,15 @@ impl State {
         self.healthy = false;
         self.started = false;
         self.highest_version = installed.manifest.version;
+        self.newest = Some(installed.identity);
+    }
+
+    /// The version before comes back because the files of the current one are damaged, which is not the version's fault: it may
+    /// be installed again.
+    pub fn fall_back(&mut self) {
+        self.current = self.previous.take();
+        self.healthy = true;
+        self.started = true;
     }
 
     /// The version before comes back, and the current one is not offered again.
