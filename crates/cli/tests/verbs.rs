@@ -195,6 +195,54 @@ fn bench_prints_medians_and_the_limit() {
 }
 
 #[test]
+fn bench_decodes_several_sequences_and_has_neighbours() {
+    let directory = tempfile::tempdir().expect("a place");
+    let model = tiny_model(directory.path(), "llama");
+    let arguments = [
+        "bench",
+        "-m",
+        &model,
+        "-p",
+        "0",
+        "-n",
+        "8",
+        "-d",
+        "0,4",
+        "--batch",
+        "1,3",
+        "-r",
+        "1",
+        "--neighbours",
+        "1",
+        "-t",
+        "2",
+    ];
+    let json = run(&[&arguments[..], &["--json"]].concat()).json();
+    let tests = json["tests"].as_array().expect("tests");
+    let names: Vec<_> = tests.iter().map(|test| test["name"].clone()).collect();
+    assert_eq!(names, ["tg8", "tg8x3", "tg8@d4", "tg8x3@d4"]);
+    for test in tests {
+        let beside = test["tokens_per_second_beside_neighbours"]["median"].as_f64();
+        assert!(beside > Some(0.0));
+        let alone = test["tokens_per_second"]["median"].as_f64();
+        let kept = test["share_kept"].as_f64().expect("a share");
+        let expected = beside.zip(alone).map(|(beside, alone)| beside / alone);
+        assert!(expected.is_some_and(|expected| (kept / expected - 1.0).abs() < 1e-9));
+    }
+    let step = |test: usize| {
+        let batch = tests[test]["batch"].as_u64().expect("a number");
+        batch * tests[test]["bytes_per_token"].as_u64().expect("a number")
+    };
+    // Weights are read once for all sequences, keys and values by each.
+    assert!(step(0) < step(1) + 3 && step(1) < 2 * step(0));
+    let text = run(&arguments).out;
+    assert!(
+        text.contains("beside 1 busy") && text.contains("kept"),
+        "{text}"
+    );
+}
+
+#[test]
 fn inspect_shows_what_a_model_is() {
     let directory = tempfile::tempdir().expect("a place");
     let model = tiny_model(directory.path(), "qwen3moe");

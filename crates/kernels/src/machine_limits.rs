@@ -34,6 +34,14 @@ impl MachineLimits {
             int8_macs_per_second: mac_rate(isa, pool),
         }
     }
+
+    /// The better of each of two measurements.
+    pub fn best_of(&self, other: &MachineLimits) -> MachineLimits {
+        MachineLimits {
+            read_bytes_per_second: self.read_bytes_per_second.max(other.read_bytes_per_second),
+            int8_macs_per_second: self.int8_macs_per_second.max(other.int8_macs_per_second),
+        }
+    }
 }
 
 fn read_rate(isa: Isa, pool: &ThreadPool) -> f64 {

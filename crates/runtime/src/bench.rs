@@ -1,8 +1,10 @@
 //! Speed of a loaded model: prompts computed at once, tokens computed one by one.
 
-use std::time::Instant;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
+use std::time::{Duration, Instant};
 
-use crate::backend::{BackendError, Decoder, Run, Wanted};
+use crate::backend::{BackendError, Decoder, Run, SequenceId, Wanted};
 
 /// One thing to measure.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -14,32 +16,45 @@ pub enum Test {
         /// Tokens already held.
         depth: usize,
     },
-    /// This many tokens, one after the other.
+    /// This many tokens of each sequence, one after the other.
     Decode {
-        /// Tokens computed.
+        /// Tokens computed of each sequence.
         tokens: usize,
-        /// Tokens already held.
+        /// Tokens already held by each.
         depth: usize,
+        /// Sequences that are decoded together; 0 counts as 1.
+        batch: usize,
     },
 }
 
 impl Test {
-    /// The name that tools for this purpose use: `pp512`, `tg128`, `tg128@d4096`.
+    /// The name that tools for this purpose use: `pp512`, `tg128`, `tg128@d4096`; and `tg128x16` for 16 sequences.
     pub fn name(self) -> String {
-        let (kind, tokens, depth) = match self {
-            Test::Prefill { tokens, depth } => ("pp", tokens, depth),
-            Test::Decode { tokens, depth } => ("tg", tokens, depth),
+        let (mut name, depth) = match self {
+            Test::Prefill { tokens, depth } => (format!("pp{tokens}"), depth),
+            Test::Decode { tokens, depth, .. } => (format!("tg{tokens}"), depth),
         };
-        match depth {
-            0 => format!("{kind}{tokens}"),
-            depth => format!("{kind}{tokens}@d{depth}"),
+        if self.batch() > 1 {
+            name += &format!("x{}", self.batch());
+        }
+        if depth > 0 {
+            name += &format!("@d{depth}");
+        }
+        name
+    }
+
+    /// Sequences that are computed together.
+    pub fn batch(self) -> usize {
+        match self {
+            Test::Prefill { .. } => 1,
+            Test::Decode { batch, .. } => batch.max(1),
         }
     }
 
     /// Tokens that a sequence holds at the end.
     pub fn length(self) -> usize {
         match self {
-            Test::Prefill { tokens, depth } | Test::Decode { tokens, depth } => tokens + depth,
+            Test::Prefill { tokens, depth } | Test::Decode { tokens, depth, .. } => tokens + depth,
         }
     }
 }
@@ -53,6 +68,24 @@ pub struct Rate {
     pub min: f64,
     /// The fastest.
     pub max: f64,
+}
+
+/// What was measured of one test.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Measured {
+    /// Tokens of all sequences per second, with the machine as it is.
+    pub rate: Rate,
+    /// The same beside the neighbours that were asked for.
+    pub beside: Option<Rate>,
+}
+
+/// How often, and beside whom, a [`Bench`] runs its tests.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Rounds {
+    /// Rounds that count; one more warms up.
+    pub count: usize,
+    /// Busy threads that want the processor besides; with any, each test runs without and with them in turn.
+    pub neighbours: usize,
 }
 
 /// A model under measurement: the depth of each test is computed once and kept.
@@ -71,59 +104,84 @@ impl<'d> Bench<'d> {
     }
 
     /// Runs each test once per round, all tests in turn, so that a slow moment of the machine does not
-    /// fall on one of them; the first round warms up and is not counted. `progress` hears (runs
-    /// done, runs in all).
+    /// fall on one of them; the first round warms up and is not counted. `progress` hears (tests
+    /// done, tests in all) while nothing runs.
     ///
     /// # Errors
     /// See [`BackendError`].
     pub fn run(
         &mut self,
         tests: &[Test],
-        rounds: usize,
+        rounds: Rounds,
         mut progress: impl FnMut(usize, usize),
-    ) -> Result<Vec<Rate>, BackendError> {
-        let mut rates = vec![Vec::with_capacity(rounds); tests.len()];
-        let all = (rounds + 1) * tests.len();
-        for round in 0..=rounds {
+    ) -> Result<Vec<Measured>, BackendError> {
+        let mut alone = vec![Vec::with_capacity(rounds.count); tests.len()];
+        let mut beside = alone.clone();
+        let all = (rounds.count + 1) * tests.len();
+        for round in 0..=rounds.count {
             for (index, test) in tests.iter().enumerate() {
-                let rate = self.once(*test)?;
+                let rate = self.once(*test, 0)?;
                 if round > 0 {
-                    rates[index].push(rate);
+                    alone[index].push(rate);
+                }
+                if round > 0 && rounds.neighbours > 0 {
+                    beside[index].push(self.once(*test, rounds.neighbours)?);
                 }
                 progress(round * tests.len() + index + 1, all);
             }
         }
-        Ok(rates.into_iter().map(summary).collect())
+        let beside = beside
+            .into_iter()
+            .map(|rates| (!rates.is_empty()).then(|| summary(rates)));
+        Ok(alone
+            .into_iter()
+            .map(summary)
+            .zip(beside)
+            .map(|(rate, beside)| Measured { rate, beside })
+            .collect())
     }
 
-    /// Tokens per second of one run.
-    fn once(&mut self, test: Test) -> Result<f64, BackendError> {
-        let sequence = self.decoder.start();
+    /// Tokens per second of one run beside `neighbours` busy threads.
+    fn once(&mut self, test: Test, neighbours: usize) -> Result<f64, BackendError> {
         let (tokens, depth, step) = match test {
             Test::Prefill { tokens, depth } => (tokens, depth, tokens.max(1)),
-            Test::Decode { tokens, depth } => (tokens, depth, 1),
+            Test::Decode { tokens, depth, .. } => (tokens, depth, 1),
         };
-        let before = self.tokens(depth);
-        let measured = self.tokens(tokens);
-        let mut forward = |tokens: &[u32], wanted| {
-            let run = Run {
-                sequence,
-                tokens,
-                wanted,
-            };
-            self.decoder.forward(&[run], &mut |_| ())
-        };
+        let sequences: Vec<SequenceId> = (0..test.batch()).map(|_| self.decoder.start()).collect();
+        let before: Vec<Vec<u32>> = sequences.iter().map(|_| self.tokens(depth)).collect();
+        let measured: Vec<Vec<u32>> = sequences.iter().map(|_| self.tokens(tokens)).collect();
+        let decoder = &mut *self.decoder;
         let result = (|| {
             if depth > 0 {
-                forward(&before, Wanted::Nothing)?;
+                for (&sequence, tokens) in sequences.iter().zip(&before) {
+                    let wanted = Wanted::Nothing;
+                    let run = Run {
+                        sequence,
+                        tokens,
+                        wanted,
+                    };
+                    decoder.forward(&[run], &mut |_| ())?;
+                }
             }
+            let _neighbours = Neighbours::start(neighbours);
             let started = Instant::now();
-            for part in measured.chunks(step) {
-                forward(part, Wanted::Last)?;
+            for first in (0..tokens).step_by(step) {
+                let runs: Vec<Run<'_>> = sequences
+                    .iter()
+                    .zip(&measured)
+                    .map(|(&sequence, tokens)| Run {
+                        sequence,
+                        tokens: &tokens[first..first + step],
+                        wanted: Wanted::Last,
+                    })
+                    .collect();
+                decoder.forward(&runs, &mut |_| ())?;
             }
-            Ok(tokens as f64 / started.elapsed().as_secs_f64())
+            Ok((tokens * test.batch()) as f64 / started.elapsed().as_secs_f64())
         })();
-        self.decoder.stop(sequence);
+        for sequence in sequences {
+            self.decoder.stop(sequence);
+        }
         result
     }
 
@@ -138,6 +196,48 @@ impl<'d> Bench<'d> {
                 (self.seed % vocabulary) as u32
             })
             .collect()
+    }
+}
+
+/// Busy threads, as other programs have them, until this is dropped.
+struct Neighbours {
+    over: Arc<AtomicBool>,
+    threads: Vec<std::thread::JoinHandle<()>>,
+}
+
+impl Neighbours {
+    /// They end by themselves after this, whatever happens.
+    const LONGEST: Duration = Duration::from_secs(600);
+    /// Time for the system to spread the threads over the cores.
+    const SETTLING: Duration = Duration::from_millis(100);
+
+    /// Starts `count` threads, or as many as the system allows.
+    fn start(count: usize) -> Neighbours {
+        let over = Arc::new(AtomicBool::new(false));
+        let end = Instant::now() + Neighbours::LONGEST;
+        let threads: Vec<_> = (0..count)
+            .map_while(|index| {
+                let over = Arc::clone(&over);
+                std::thread::Builder::new()
+                    .name(format!("neighbour-{index}"))
+                    .spawn(move || while !over.load(Relaxed) && Instant::now() < end {})
+                    .ok()
+            })
+            .collect();
+        if count > 0 {
+            std::thread::sleep(Neighbours::SETTLING);
+        }
+        Neighbours { over, threads }
+    }
+}
+
+impl Drop for Neighbours {
+    fn drop(&mut self) {
+        self.over.store(true, Relaxed);
+        for thread in self.threads.drain(..) {
+            // Such a thread cannot panic.
+            let _ = thread.join();
+        }
     }
 }
 
@@ -169,9 +269,16 @@ mod tests {
         let decode = Test::Decode {
             tokens: 128,
             depth: 4096,
+            batch: 1,
+        };
+        let together = Test::Decode {
+            tokens: 128,
+            depth: 0,
+            batch: 16,
         };
         assert_eq!(prefill.name(), "pp512");
         assert_eq!(decode.name(), "tg128@d4096");
+        assert_eq!(together.name(), "tg128x16");
     }
 
     #[test]

@@ -49,6 +49,14 @@ impl PageList {
         slot.write(position % PAGE_TOKENS, keys, values);
     }
 
+    /// Says that `position` will be written soon.
+    pub(crate) fn prepare(&self, position: usize) {
+        let page = (position / PAGE_TOKENS).checked_sub(self.first);
+        if let Some(page) = page.and_then(|page| self.pages.get(page)) {
+            page.prepare(position % PAGE_TOKENS);
+        }
+    }
+
     /// The pages, and the position of the first one's first slot.
     pub(crate) fn view(&self) -> (Vec<&KvPage>, usize) {
         let pages = self.pages.iter().map(Arc::as_ref).collect();

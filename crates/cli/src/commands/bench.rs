@@ -6,7 +6,7 @@ use crate::output::Output;
 use crate::progress::Bar;
 use ondine_kernels::{MachineLimits, ThreadPool};
 use ondine_runtime::backend::MemoryReport;
-use ondine_runtime::bench::{Bench, Rate, Test};
+use ondine_runtime::bench::{Bench, Measured, Rate, Rounds, Test};
 use serde_json::{Value, json};
 use std::num::NonZeroU32;
 
@@ -17,9 +17,11 @@ Examples:
   ondine bench
   ondine bench -m gemma-3-270m -p 512 -n 128 -t 2 --json
   ondine bench -p 4096 -n 64 -d 4096          at a depth of 4096 tokens as well
+  ondine bench -p 0 -n 64 --batch 1,16        one sequence, and 16 decoded together
+  ondine bench --neighbours 2                 alone, and beside two busy threads
 
 Every test runs once per round, all tests in turn; medians over the rounds are printed with the
-slowest and the fastest. The machine's read bandwidth is measured in the same run.")]
+slowest and the fastest. The machine's read bandwidth is measured in every round; the best counts.")]
 pub struct Args {
     #[command(flatten)]
     model: ModelArgs,
@@ -52,6 +54,18 @@ pub struct Args {
         value_name = "TOKENS"
     )]
     depth: Vec<u32>,
+    /// Numbers of sequences to generate together
+    #[arg(
+        short,
+        long,
+        value_delimiter = ',',
+        default_value = "1",
+        value_name = "SEQUENCES"
+    )]
+    batch: Vec<NonZeroU32>,
+    /// Run each test also beside this many busy threads that compete for the processor
+    #[arg(long, default_value = "0", value_name = "THREADS", value_parser = clap::value_parser!(u32).range(0..=256))]
+    neighbours: u32,
     /// Rounds
     #[arg(short, long, default_value = "5")]
     rounds: NonZeroU32,
@@ -75,18 +89,25 @@ pub fn run(args: &Args, output: &mut Output) -> Result<(), CliError> {
     let mut decoder = args.load.load_with(&model, &load, output)?;
     let device = decoder.device().clone();
     let bar = Bar::new(output, "runs");
-    let limits = MachineLimits::measure(&ThreadPool::new(device.threads));
-    let rates =
-        Bench::new(decoder.as_mut()).run(&tests, args.rounds.get() as usize, |done, all| {
-            bar.set(done, all, "");
-        });
+    let pool = ThreadPool::new(device.threads);
+    let mut limits = MachineLimits::measure(&pool);
+    let rounds = Rounds {
+        count: args.rounds.get() as usize,
+        neighbours: args.neighbours as usize,
+    };
+    let rates = Bench::new(decoder.as_mut()).run(&tests, rounds, |done, all| {
+        bar.set(done, all, "");
+        if done % tests.len() == 0 {
+            limits = limits.best_of(&MachineLimits::measure(&pool));
+        }
+    });
     bar.finish();
     let rates = rates.map_err(|error| CliError::Failed(error.to_string()))?;
     let memory = decoder.memory();
     let rows: Vec<Row> = tests
         .iter()
         .zip(&rates)
-        .map(|(&test, &rate)| Row::new(test, rate, &memory, &limits))
+        .map(|(&test, &measured)| Row::new(test, measured, &memory, &limits))
         .collect();
     if output.is_json() {
         return output.json(&json!({
@@ -95,6 +116,7 @@ pub fn run(args: &Args, output: &mut Output) -> Result<(), CliError> {
             "isa": device.device,
             "threads": device.threads,
             "rounds": args.rounds.get(),
+            "neighbours": args.neighbours,
             "weights_bytes": memory.weights,
             "limits": {
                 "read_bytes_per_second": limits.read_bytes_per_second,
@@ -112,7 +134,12 @@ pub fn run(args: &Args, output: &mut Output) -> Result<(), CliError> {
         device.threads,
         limits.read_bytes_per_second / 1e9
     ))?;
-    output.line("test            tokens/s   slowest   fastest   MB/token   of read bandwidth")?;
+    let mut header =
+        "test              tokens/s   slowest   fastest   MB/step   of read bandwidth".to_owned();
+    if args.neighbours > 0 {
+        header += &format!("   beside {} busy   kept", args.neighbours);
+    }
+    output.line(&header)?;
     for row in &rows {
         output.line(&row.text())?;
     }
@@ -131,7 +158,13 @@ fn tests(args: &Args) -> Vec<Test> {
             tests.push(Test::Prefill { tokens, depth });
         }
         for tokens in lengths(&args.generate) {
-            tests.push(Test::Decode { tokens, depth });
+            for batch in &args.batch {
+                tests.push(Test::Decode {
+                    tokens,
+                    depth,
+                    batch: batch.get() as usize,
+                });
+            }
         }
     }
     tests
@@ -140,60 +173,84 @@ fn tests(args: &Args) -> Vec<Test> {
 /// One line of the result.
 struct Row {
     test: Test,
-    rate: Rate,
-    /// Bytes of weights, keys and values that a token reads; for decode only.
-    bytes_per_token: Option<u64>,
+    measured: Measured,
+    /// Bytes of weights, keys and values that a step (a token of each sequence) reads; for decode only.
+    bytes_per_step: Option<u64>,
     share_of_bandwidth: Option<f64>,
 }
 
 impl Row {
-    fn new(test: Test, rate: Rate, memory: &MemoryReport, limits: &MachineLimits) -> Self {
-        let bytes_per_token = match test {
+    fn new(test: Test, measured: Measured, memory: &MemoryReport, limits: &MachineLimits) -> Self {
+        let bytes_per_step = match test {
             Test::Prefill { .. } => None,
-            Test::Decode { tokens, depth } => {
-                Some(memory.read_per_token + memory.kv_per_position * (depth + tokens / 2) as u64)
+            Test::Decode { tokens, depth, .. } => {
+                let positions = (depth + tokens / 2) * test.batch();
+                Some(memory.read_per_token + memory.kv_per_position * positions as u64)
             }
         };
+        let steps_per_second = measured.rate.median / test.batch() as f64;
         Row {
             test,
-            rate,
-            bytes_per_token,
-            share_of_bandwidth: bytes_per_token
-                .map(|bytes| bytes as f64 * rate.median / limits.read_bytes_per_second),
+            measured,
+            bytes_per_step,
+            share_of_bandwidth: bytes_per_step
+                .map(|bytes| bytes as f64 * steps_per_second / limits.read_bytes_per_second),
         }
     }
 
+    /// The share of the speed that is left beside neighbours.
+    fn kept(&self, beside: Rate) -> f64 {
+        beside.median / self.measured.rate.median
+    }
+
     fn json(&self) -> Value {
+        let rate = |rate: Rate| {
+            json!({
+                "median": rate.median,
+                "min": rate.min,
+                "max": rate.max,
+            })
+        };
         let mut value = json!({
             "name": self.test.name(),
-            "tokens_per_second": {
-                "median": self.rate.median,
-                "min": self.rate.min,
-                "max": self.rate.max,
-            },
+            "batch": self.test.batch(),
+            "tokens_per_second": rate(self.measured.rate),
         });
-        if let (Some(bytes), Some(share)) = (self.bytes_per_token, self.share_of_bandwidth) {
-            value["bytes_per_token"] = bytes.into();
+        if let (Some(bytes), Some(share)) = (self.bytes_per_step, self.share_of_bandwidth) {
+            value["bytes_per_token"] = (bytes / self.test.batch() as u64).into();
             value["share_of_read_bandwidth"] = share.into();
+        }
+        if let Some(beside) = self.measured.beside {
+            value["tokens_per_second_beside_neighbours"] = rate(beside);
+            value["share_kept"] = self.kept(beside).into();
         }
         value
     }
 
     fn text(&self) -> String {
+        let rate = self.measured.rate;
         let mut line = format!(
-            "{:<14} {:>9.1} {:>9.1} {:>9.1}",
+            "{:<16} {:>9.1} {:>9.1} {:>9.1}",
             self.test.name(),
-            self.rate.median,
-            self.rate.min,
-            self.rate.max
+            rate.median,
+            rate.min,
+            rate.max
         );
-        if let (Some(bytes), Some(share)) = (self.bytes_per_token, self.share_of_bandwidth) {
-            line.push_str(&format!(
-                "{:>11.1} {:>10.0} %",
+        match (self.bytes_per_step, self.share_of_bandwidth) {
+            (Some(bytes), Some(share)) => line.push_str(&format!(
+                "{:>10.1} {:>10.0} %        ",
                 bytes as f64 / 1e6,
                 share * 100.0
+            )),
+            _ => line.push_str(&" ".repeat(31)),
+        }
+        if let Some(beside) = self.measured.beside {
+            line.push_str(&format!(
+                "{:>14.1} {:>4.0} %",
+                beside.median,
+                100.0 * self.kept(beside)
             ));
         }
-        line
+        line.trim_end().to_owned()
     }
 }

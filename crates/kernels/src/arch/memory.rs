@@ -75,6 +75,20 @@ impl std::fmt::Debug for Bytes {
     }
 }
 
+/// Asks for the cache line at an address, which need not exist, into the second-level cache: the first level has too few
+/// outstanding misses to keep memory busy.
+#[inline]
+pub(crate) fn prefetch(address: usize) {
+    #[cfg(target_arch = "x86_64")]
+    {
+        use std::arch::x86_64::{_MM_HINT_T1, _mm_prefetch};
+        // SAFETY: a prefetch is no access; it faults at no address.
+        unsafe { _mm_prefetch::<_MM_HINT_T1>(std::ptr::without_provenance(address)) };
+    }
+    #[cfg(not(target_arch = "x86_64"))]
+    let _ = address;
+}
+
 /// Zeroed memory from the system.
 struct Region {
     start: NonNull<u8>,

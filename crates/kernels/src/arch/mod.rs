@@ -4,6 +4,7 @@ pub mod lanes;
 pub(crate) mod machine;
 pub(crate) mod memory;
 pub(crate) mod product;
+pub(crate) mod scheduler;
 pub mod threads;
 pub(crate) mod tiles;
 pub mod wide;

@@ -15,6 +15,10 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, TryLockError};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
+use super::memory::prefetch;
+use super::scheduler::prefer_short_slices;
+use crate::schedule::{Foresight, MOST_READS};
+
 /// A waiting thread spins this long before it sleeps, while spinning pays. A wake-up costs several times as much, and
 /// the gaps between the jobs of a decoded token are far shorter.
 const SPIN_LIMIT: Duration = Duration::from_micros(60);
@@ -22,6 +26,8 @@ const SPIN_LIMIT: Duration = Duration::from_micros(60);
 const SPIN_LIMIT_CROWDED: Duration = Duration::from_micros(5);
 /// A gap this long between two looks of a spinning thread means that it was descheduled.
 const DESCHEDULED_GAP: Duration = Duration::from_micros(200);
+/// Nobody works this long on what is left when a caller begins to wait, unless its core was taken from it.
+const LONG_WAIT: Duration = Duration::from_micros(500);
 /// Waits that stay in the crowded mode after a gap was seen.
 const CROWDED_WAITS: u32 = 64;
 /// Looks at the awaited word between two looks at the clock.
@@ -45,6 +51,7 @@ pub struct ThreadPool {
     shared: Arc<Shared>,
     /// Held by the caller whose job runs.
     caller: Mutex<Waiter>,
+    foresight: Mutex<Foresight>,
     workers: Vec<JoinHandle<()>>,
 }
 
@@ -65,6 +72,7 @@ impl ThreadPool {
         ThreadPool {
             shared,
             caller: Mutex::new(Waiter::default()),
+            foresight: Mutex::default(),
             workers,
         }
     }
@@ -72,6 +80,11 @@ impl ThreadPool {
     /// Threads that work on a job, the caller included.
     pub fn threads(&self) -> usize {
         self.workers.len() + 1
+    }
+
+    /// What is known of the order of jobs.
+    pub(crate) fn foresight(&self) -> MutexGuard<'_, Foresight> {
+        lock(&self.foresight)
     }
 
     /// Calls `f(0)`, `f(1)`, … `f(chunks - 1)`, each once, in any order, on any of the threads, and returns when all
@@ -218,6 +231,8 @@ struct Shared {
     /// The first panic of the job.
     panic: Mutex<Option<Box<dyn Any + Send>>>,
     closed: AtomicBool,
+    /// Whether other programs were seen to want the cores.
+    crowded: AtomicBool,
     work_ready: Bell,
     all_done: Bell,
 }
@@ -242,6 +257,7 @@ impl Shared {
             job: UnsafeCell::new(&|_| ()),
             panic: Mutex::new(None),
             closed: AtomicBool::new(false),
+            crowded: AtomicBool::new(false),
             work_ready: Bell::default(),
             all_done: Bell::default(),
         }
@@ -266,7 +282,9 @@ impl Shared {
         self.state.0.store(counter << 32 | chunks as u64, SeqCst);
         self.work_ready.wake(workers.min(chunks - 1));
         self.run_chunks();
-        waiter.wait(&self.all_done, || self.done.0.load(SeqCst) == chunks);
+        if waiter.wait(&self.all_done, || self.done.0.load(SeqCst) == chunks) > LONG_WAIT {
+            self.crowded.store(true, Relaxed);
+        }
         let panic = lock(&self.panic).take();
         if let Some(panic) = panic {
             resume_unwind(panic);
@@ -275,6 +293,9 @@ impl Shared {
 
     /// Claims and runs chunks until none is left.
     fn run_chunks(&self) {
+        if self.crowded.load(Relaxed) {
+            prefer_short_slices();
+        }
         while let Some(unclaimed) = self.claim() {
             let chunks = self.chunks.load(Relaxed);
             // SAFETY: this thread holds a chunk of the running job, so its closure lives and nobody writes `job`.
@@ -357,6 +378,34 @@ impl Bell {
     }
 }
 
+thread_local! {
+    /// What this thread is to fetch while it waits, as (address, bytes).
+    static FETCH: Cell<[(usize, usize); MOST_READS]> = const { Cell::new([(0, 0); MOST_READS]) };
+}
+
+/// Cache lines that are asked for between two looks at the awaited word.
+const LINES_PER_LOOK: usize = 4;
+const LINE: usize = 64;
+
+/// Makes the calling thread fetch these ranges, as (address, bytes), into its cache when it waits the next time. The
+/// addresses need not exist any more.
+pub(crate) fn fetch_while_waiting(ranges: [(usize, usize); MOST_READS]) {
+    FETCH.set(ranges);
+}
+
+/// Asks for the next lines of `ranges`.
+#[inline]
+fn fetch_some(ranges: &mut [(usize, usize); MOST_READS]) {
+    let Some((address, bytes)) = ranges.iter_mut().find(|(_, bytes)| *bytes > 0) else {
+        return;
+    };
+    for _ in 0..LINES_PER_LOOK {
+        prefetch(*address);
+        *address += LINE;
+        *bytes = bytes.saturating_sub(LINE);
+    }
+}
+
 /// How one thread waits: it spins, then sleeps, and spins less while other programs want the core.
 #[derive(Default)]
 struct Waiter {
@@ -365,9 +414,10 @@ struct Waiter {
 }
 
 impl Waiter {
-    fn wait(&mut self, bell: &Bell, ready: impl Fn() -> bool) {
+    /// Returns how long it took.
+    fn wait(&mut self, bell: &Bell, ready: impl Fn() -> bool) -> Duration {
         if ready() {
-            return;
+            return Duration::ZERO;
         }
         let limit = if self.crowded > 0 {
             SPIN_LIMIT_CROWDED
@@ -375,13 +425,15 @@ impl Waiter {
             SPIN_LIMIT
         };
         self.crowded = self.crowded.saturating_sub(1);
+        let mut ranges = FETCH.take();
         let start = Instant::now();
         let mut last_look = start;
         loop {
             for _ in 0..LOOKS_PER_CLOCK {
                 if ready() {
-                    return;
+                    return start.elapsed();
                 }
+                fetch_some(&mut ranges);
                 std::hint::spin_loop();
             }
             let now = Instant::now();
@@ -389,7 +441,8 @@ impl Waiter {
                 self.crowded = CROWDED_WAITS;
             }
             if now - start > limit {
-                return bell.sleep_until(ready);
+                bell.sleep_until(ready);
+                return start.elapsed();
             }
             last_look = now;
         }

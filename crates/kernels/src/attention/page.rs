@@ -3,6 +3,8 @@
 use bytemuck::{Pod, Zeroable};
 use half::f16;
 
+use crate::arch::memory::prefetch;
+
 /// Positions that one page holds.
 pub const PAGE_TOKENS: usize = 64;
 
@@ -212,6 +214,26 @@ impl KvPage {
                 KvType::F32 => self.write_head(head, slot, keys, values, |x: f32| x),
                 KvType::F16 => self.write_head(head, slot, keys, values, to_f16),
                 KvType::Q8_0 => self.write_head_q8(head, slot, keys, values),
+            }
+        }
+    }
+
+    /// Brings the lines that [`write`](Self::write) to `slot` will touch towards the processor: a key's elements lie in
+    /// as many lines as it has elements.
+    pub fn prepare(&self, slot: usize) {
+        let element = self.shape.kv_type.element_bytes();
+        let layout = self.layout;
+        let head_bytes = layout.head_bytes();
+        let start = self.as_bytes().as_ptr() as usize;
+        for head in 0..self.shape.kv_heads {
+            let keys = start + head * head_bytes;
+            for d in 0..self.shape.head_dim_k {
+                prefetch(keys + (d * PAGE_TOKENS + slot) * element);
+            }
+            let values = keys + layout.key_bytes + layout.key_scale_bytes;
+            let row = self.shape.value_stride() * element;
+            for offset in (0..row).step_by(size_of::<Line>()) {
+                prefetch(values + slot * row + offset);
             }
         }
     }

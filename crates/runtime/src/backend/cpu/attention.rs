@@ -36,6 +36,11 @@ pub(super) fn attention<'e>(
     let query_width = spec.heads * spec.key_dim;
     let key_width = spec.kv_heads * spec.key_dim;
     let value_width = spec.kv_heads * spec.value_dim;
+    for part in parts.iter() {
+        if let (LayerState::Pages(pages), 1) = (&part.state.layers[index], part.rows.len()) {
+            pages.prepare(part.first_position);
+        }
+    }
     matmul_group(
         &engine.context(),
         &mut [

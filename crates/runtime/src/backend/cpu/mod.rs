@@ -28,7 +28,7 @@ pub(super) use weights::read_vector;
 
 /// Rows whose logits are computed together: enough to read the head's weights rarely, few enough
 /// that a large vocabulary's logits stay small.
-const HEAD_ROWS: usize = 8;
+const HEAD_ROWS: usize = 16;
 
 /// Bytes of working buffers that the length of a chunk is chosen for.
 const SCRATCH_BYTES: usize = 24 << 20;
