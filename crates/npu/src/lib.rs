@@ -8,6 +8,7 @@
 //! | [`profile`] | what a device is: a TOML file whose every number has a source |
 //! | [`program`] | a model lowered to tiles: transfers, computation, the host's share, and their schedule |
 //! | [`plan`] | speed, memory, energy and verdict of a model on a device |
+//! | [`sim`] | a backend that executes the tiles in the device's precisions |
 #![deny(unsafe_code)]
 
 mod cache;
@@ -21,3 +22,4 @@ pub mod openvino;
 pub mod plan;
 pub mod profile;
 pub mod program;
+pub mod sim;

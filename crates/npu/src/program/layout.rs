@@ -12,7 +12,7 @@ const ASSUMED_SRAM: u64 = 2 << 20;
 const MOST_STREAM: u64 = 256 << 10;
 
 /// Rows whose logits are computed together.
-pub(super) const HEAD_ROWS: usize = 8;
+pub(crate) const HEAD_ROWS: usize = 8;
 
 /// A stretch of on-chip memory.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -30,6 +30,8 @@ pub struct Layout {
     pub sram: usize,
     /// Bytes in use: the end of the last place.
     pub used: usize,
+    /// Most tokens of the sequence.
+    pub context: usize,
     /// Stream buffers: 2 is double buffering, 1 is none.
     pub buffers: usize,
     /// Whether all norms stay on the chip after their first use.
@@ -85,15 +87,16 @@ impl Layout {
         } else {
             place(Region::Vectors, vector_bytes, &mut end);
         }
+        // Before all that depends on the rows, so that it stays in its place from step to step.
+        let cache = cache_bytes(spec, profile) * context as u64;
+        let cache_stays = profile.sram_bytes.is_some() && !host_keeps && cache <= sram / 4;
+        if cache_stays {
+            place(Region::Cache, cache, &mut end);
+        }
         let rows = rows as u64;
         let kept = if host_keeps { &mut host } else { &mut end };
         place(Region::Residual, 2 * rows * widths.embedding, kept);
         place(Region::Branch, 2 * rows * widths.branch, kept);
-        let cache = cache_bytes(spec, profile) * context as u64;
-        let cache_stays = profile.sram_bytes.is_some() && !host_keeps && cache <= sram / 4;
-        if cache_stays {
-            place(Region::Cache, cache, kept);
-        }
         let products = [
             (Region::Query, 2 * rows * widths.query),
             (Region::Key, 2 * rows * widths.key),
@@ -105,13 +108,10 @@ impl Layout {
                 place(region, bytes, &mut host);
             }
             place(Region::Up, 2 * rows * widths.up, &mut host);
-            // The input of one product at a time is on the chip.
+            // The inputs of products are on the chip: what two products share beside what the host makes of their results.
+            place(Region::Normed, 2 * rows * widths.embedding, &mut end);
             let mut longest = end;
-            for (region, width) in [
-                (Region::Normed, widths.embedding),
-                (Region::Mixed, widths.mixed),
-                (Region::Inner, widths.inner),
-            ] {
+            for (region, width) in [(Region::Mixed, widths.mixed), (Region::Inner, widths.inner)] {
                 let mut at = end;
                 place(region, 2 * rows * width, &mut at);
                 longest = longest.max(at);
@@ -164,6 +164,7 @@ impl Layout {
         Ok(Layout {
             sram: sram as usize,
             used: end as usize,
+            context,
             buffers,
             vectors_stay,
             cache_stays,
@@ -227,7 +228,7 @@ pub fn chunk_rows(spec: &ModelSpec, profile: &Profile, prompt: usize) -> usize {
     let sram = profile.sram_bytes.unwrap_or(ASSUMED_SRAM);
     let widths = Widths::of(spec, profile);
     let row = if host_keeps(profile) {
-        2 * widths.embedding.max(widths.mixed).max(widths.inner)
+        2 * (widths.embedding + widths.mixed.max(widths.inner))
     } else {
         let attention =
             2 * (widths.query + widths.key + widths.value + widths.mixed) + 4 * widths.accumulator;

@@ -16,6 +16,7 @@ use std::ops::Range;
 
 use thiserror::Error;
 
+pub(crate) use layout::{HEAD_ROWS, position_bytes};
 pub use layout::{Layout, Place, cache_bytes, chunk_rows};
 pub use lower::{Step, lower};
 pub use schedule::{Event, Timeline, schedule};
