@@ -7,6 +7,8 @@ use ondine_runtime::Model;
 use ondine_runtime::backend::Backend;
 use thiserror::Error;
 
+use crate::sim::{SimBackend, SimOptionsError};
+
 /// What the backends are told.
 #[derive(Clone, Default)]
 pub struct Settings {
@@ -22,14 +24,21 @@ pub struct Settings {
 
 /// A name that is no backend.
 #[derive(Debug, Error, PartialEq, Eq)]
-#[error("no backend `{0}`: there are cpu, onnx[:EP], openvino[:DEVICE], sim:PROFILE and auto")]
-pub struct UnknownBackend(pub String);
+#[non_exhaustive]
+pub enum BackendNameError {
+    /// There is no such backend.
+    #[error("no backend `{0}`: there are cpu, onnx[:EP], openvino[:DEVICE], sim:PROFILE and auto")]
+    Unknown(String),
+    /// There is no such simulated device.
+    #[error(transparent)]
+    Simulated(#[from] SimOptionsError),
+}
 
 /// The accelerator backend called `name`, such as `onnx:cpu` or `openvino:NPU`.
 ///
 /// # Errors
 /// When there is no backend of that name. Whether its device is there is what [`Backend::probe`] says.
-pub fn named(name: &str, settings: &Settings) -> Result<Arc<dyn Backend>, UnknownBackend> {
+pub fn named(name: &str, settings: &Settings) -> Result<Arc<dyn Backend>, BackendNameError> {
     let (kind, detail) = name.split_once(':').unwrap_or((name, ""));
     let backend: Option<Arc<dyn Backend>> = match kind {
         #[cfg(feature = "onnx")]
@@ -44,9 +53,10 @@ pub fn named(name: &str, settings: &Settings) -> Result<Arc<dyn Backend>, Unknow
             crate::openvino::OpenVinoBackend::new(device, settings)
                 .map(|backend| Arc::new(backend) as Arc<dyn Backend>)
         }
+        "sim" => Some(Arc::new(SimBackend::parse(detail)?)),
         _ => None,
     };
-    backend.ok_or_else(|| UnknownBackend(name.to_owned()))
+    backend.ok_or_else(|| BackendNameError::Unknown(name.to_owned()))
 }
 
 /// The accelerators that `auto` tries before the CPU, those first that are expected to be the quickest: NPUs and GPUs.

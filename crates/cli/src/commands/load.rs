@@ -12,6 +12,8 @@ use ondine_runtime::backend::{
 use ondine_runtime::gguf::ModelFileError;
 use ondine_runtime::{Model, ModelError};
 use serde_json::{Value, json};
+#[cfg(feature = "npu")]
+use std::cell::RefCell;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
@@ -54,6 +56,10 @@ pub struct LoadArgs {
     #[cfg(feature = "npu")]
     #[command(flatten)]
     pub accelerator: AcceleratorArgs,
+    /// Simulated devices in use, for the report afterwards.
+    #[cfg(feature = "npu")]
+    #[arg(skip)]
+    simulated: RefCell<Vec<ondine_npu::sim::SimBackend>>,
 }
 
 /// What vendor runtimes are told.
@@ -168,6 +174,39 @@ impl LoadArgs {
         }
     }
 
+    /// What the simulated devices did and how long real ones would have taken, also as a remark for the user.
+    #[cfg(feature = "npu")]
+    pub fn simulations(&self, output: &Output) -> Value {
+        let simulated = self.simulated.borrow();
+        let reports = simulated.iter().map(|backend| {
+            let did = backend.statistics();
+            let gain = did.single_buffer_seconds / did.predicted_seconds.max(f64::MIN_POSITIVE);
+            output.note(&format!(
+                "{}: at most {} of {} bytes on chip; the device would take {:.1} ms for these {} tokens, {gain:.2} times as fast as with one buffer",
+                backend.name(), did.high_water_bytes, did.sram_bytes, 1e3 * did.predicted_seconds, did.tokens,
+            ));
+            json!({
+                "backend": backend.name(),
+                "sram_bytes": did.sram_bytes,
+                "high_water_bytes": did.high_water_bytes,
+                "steps": did.steps,
+                "tokens": did.tokens,
+                "tiles": did.tiles,
+                "bytes_moved": did.bytes,
+                "predicted_ms": 1e3 * did.predicted_seconds,
+                "single_buffer_ms": 1e3 * did.single_buffer_seconds,
+                "double_buffering": gain,
+            })
+        });
+        reports.collect()
+    }
+
+    /// Nothing can be simulated in this build.
+    #[cfg(not(feature = "npu"))]
+    pub fn simulations(&self, _: &Output) -> Value {
+        json!([])
+    }
+
     fn deadlines(&self) -> Result<Deadlines, CliError> {
         let step = Duration::try_from_secs_f32(self.step_deadline)
             .ok()
@@ -207,6 +246,12 @@ impl LoadArgs {
 
     #[cfg(feature = "npu")]
     fn accelerator(&self, name: &str, model: &Arc<Model>) -> Result<Arc<dyn Backend>, CliError> {
+        if let Some(device) = name.strip_prefix("sim:") {
+            let backend = ondine_npu::sim::SimBackend::parse(device)
+                .map_err(|error| CliError::Usage(error.to_string()))?;
+            self.simulated.borrow_mut().push(backend.clone());
+            return Ok(Arc::new(backend));
+        }
         ondine_npu::choose::named(name, &self.settings(model))
             .map_err(|error| CliError::Usage(error.to_string()))
     }

@@ -95,6 +95,7 @@ pub fn run(args: &Args, output: &mut Output) -> Result<(), CliError> {
             .map_err(failed)?;
     }
     let answer = answer(&mut session, &tokens, options, output)?;
+    let simulations = args.load.simulations(output);
     if output.is_json() {
         let stats = &answer.stats;
         let device = session.decoder().device();
@@ -112,6 +113,7 @@ pub fn run(args: &Args, output: &mut Output) -> Result<(), CliError> {
             "isa": device.device,
             "threads": device.threads,
             "step_downs": step_downs_json(session.decoder().step_downs()),
+            "simulations": simulations,
             "stop": answer.stop.name(),
             "complete": answer.complete,
         }));

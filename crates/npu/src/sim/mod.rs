@@ -35,7 +35,7 @@ pub use options::{Fault, FaultKind, SimOptions, SimOptionsError};
 use store::Store;
 
 /// A simulated device.
-#[derive(Clone)]
+#[derive(Debug, Clone)]
 pub struct SimBackend {
     name: String,
     options: SimOptions,
@@ -112,19 +112,17 @@ impl SimBackend {
 
 /// What a fault is to those who use the backend; a hang and a NaN they must notice themselves.
 fn reason(kind: FaultKind, name: &str) -> Option<Unavailable> {
+    let text = |what: &str| format!("{name}: {what} (injected)");
     match kind {
-        FaultKind::DeviceLost => Some(Unavailable::NotPresent(format!(
-            "{name}: the device was lost"
+        FaultKind::DeviceLost => Some(Unavailable::DeviceLost(text("the device was lost"))),
+        FaultKind::OutOfMemory => Some(Unavailable::OutOfMemory(text(
+            "the device's memory is full",
         ))),
-        FaultKind::OutOfMemory => Some(Unavailable::OutOfMemory {
-            needed: 0,
-            available: 0,
-        }),
-        FaultKind::DriverTooOld => Some(Unavailable::NotPresent(format!(
-            "{name}: driver 1.0 is installed, 2.0 is needed; update it"
+        FaultKind::DriverTooOld => Some(Unavailable::DriverTooOld(text(
+            "the driver is 1.0 where 2.0 is needed; update it",
         ))),
-        FaultKind::CompileFailed => Some(Unavailable::Unsupported(format!(
-            "{name}: the device's compiler refused the model"
+        FaultKind::CompileFailed => Some(Unavailable::CompileFailed(text(
+            "the device's compiler refused the model",
         ))),
         FaultKind::Nan | FaultKind::Hang => None,
     }
@@ -504,7 +502,7 @@ impl SimDecoder {
         let program = self.program(sequence.length, tokens.len(), wanted.len(), None)?;
         let single = self.program(sequence.length, tokens.len(), wanted.len(), Some(1))?;
         let mut execution = Execution::new(&self.engine, &mut self.chip, sequence, tokens, wanted);
-        let overflow = |error: chip::Overflow| Unavailable::Unsupported(error.to_string());
+        let overflow = |error: chip::Overflow| Unavailable::OutOfMemory(error.to_string());
         if program.layout.cache_stays && self.on_chip != Some(id) {
             execution.fill_cache(&program.layout).map_err(overflow)?;
         }
@@ -547,6 +545,6 @@ impl SimDecoder {
             wanted,
             buffers: buffers.unwrap_or(options.buffers),
         })
-        .map_err(|error| Unavailable::Unsupported(error.to_string()))
+        .map_err(|error| Unavailable::OutOfMemory(error.to_string()))
     }
 }

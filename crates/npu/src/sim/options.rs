@@ -58,7 +58,7 @@ const KINDS: [(&str, FaultKind); 6] = [
 ];
 
 /// A hang ends by itself after this time, so that nothing waits for ever where nobody watches.
-const HANG: Duration = Duration::from_secs(20);
+const HANG: Duration = Duration::from_secs(180);
 
 /// Why there is no such simulated device.
 #[derive(Debug, Clone, Error, PartialEq, Eq)]
