@@ -89,6 +89,7 @@ impl GenerateArgs {
                 OverflowArg::Shift => ContextOverflow::Shift,
             },
             constraint: self.constraint(model)?,
+            wind_down: 0,
             ignore_end: self.ignore_eos,
             cancel: None,
         })

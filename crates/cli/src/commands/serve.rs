@@ -11,7 +11,7 @@ use serde_json::json;
 use std::io::ErrorKind;
 use std::net::SocketAddr;
 use std::path::Path;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, SystemTime};
 
 /// Arguments of `ondine serve`.
@@ -125,7 +125,8 @@ fn offer(name: &str, args: &Args, output: &Output) -> Result<Offer, CliError> {
     }
     .path(output)?;
     let metadata = std::fs::metadata(&path).ok();
-    let load = args.load.clone();
+    // One model is loaded at a time from them.
+    let load = Mutex::new(args.load.clone());
     let quiet = output.is_quiet();
     let engine = EngineOptions {
         parallel: args.parallel.into(),
@@ -150,6 +151,9 @@ fn offer(name: &str, args: &Args, output: &Output) -> Result<Offer, CliError> {
         loader: Box::new(move || {
             let model = Model::open(&path, &Limits::default());
             let model = Arc::new(model.map_err(|error| error.to_string())?);
+            let load = load
+                .lock()
+                .map_err(|_| "loading failed; start the server again")?;
             let decoder = load.load_remarking(&model, &load.options(), quiet);
             let decoder = decoder.map_err(|error| error.to_string())?;
             Engine::start(model, decoder, engine)
