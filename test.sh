@@ -1,7 +1,8 @@
 #!/usr/bin/env bash
 # Runs every test, those that need a real model included.
 #
-#   ./test.sh              downloads the test models (350 MB, once) into the ordinary model cache
+#   ./test.sh              downloads the test models (350 MB, once) into the ordinary model cache, and the vendor
+#                          runtimes of the accelerators (180 MB, once) below the target directory
 #   ./test.sh --offline    uses the models that are already there
 #   ./test.sh -p ondine-hub …   further arguments go to `cargo test`, in place of --workspace
 #
@@ -72,6 +73,18 @@ done
 unset ONDINE_OFFLINE
 
 export ONDINE_TEST_MODELS="$links"
+
+# The vendor runtimes of the accelerators (180 MB, once).
+export ONDINE_TEST_RUNTIMES="$CARGO_TARGET_DIR/test-runtimes"
+if [ "$offline" = no ]; then
+    ./runtimes.sh "$ONDINE_TEST_RUNTIMES" || say "the vendor runtimes are not complete"
+fi
+if [ -d "$ONDINE_TEST_RUNTIMES/onnxruntime" ]; then
+    export ONDINE_ORT_LIB="${ONDINE_ORT_LIB:-$ONDINE_TEST_RUNTIMES/onnxruntime/onnxruntime/capi}"
+fi
+if [ -d "$ONDINE_TEST_RUNTIMES/openvino" ]; then
+    export ONDINE_OPENVINO_LIB="${ONDINE_OPENVINO_LIB:-$ONDINE_TEST_RUNTIMES/openvino/openvino/libs}"
+fi
 cargo test "$@"
 
 if [ ${#missing[@]} -gt 0 ]; then

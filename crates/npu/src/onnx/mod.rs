@@ -39,6 +39,9 @@ pub const LIBRARY: Search = Search {
 /// Tokens of context unless the caller says otherwise.
 const DEFAULT_CONTEXT: usize = 2048;
 
+/// The option that chooses the form of the graphs; all others are the provider's.
+const FORM: &str = "FORM";
+
 /// Execution providers by the names that `onnx:NAME` takes.
 const PROVIDERS: [&str; 8] = [
     "cpu", "openvino", "qnn", "vitisai", "coreml", "nnapi", "dml", "xnnpack",
@@ -73,6 +76,10 @@ impl OnnxBackend {
     }
 
     fn form(&self, spec: &ModelSpec) -> Form {
+        let chosen = self.settings.options.iter().find(|(key, _)| key == FORM);
+        if chosen.is_some_and(|(_, value)| value == "fixed") {
+            return Form::Fixed;
+        }
         match self.provider.as_str() {
             "cpu" | "dml" if Form::fused_fits(spec) => Form::Fused,
             _ => Form::Fixed,
@@ -133,7 +140,8 @@ impl OnnxBackend {
             provider: P,
             options: &[(String, String)],
         ) -> P {
-            options.iter().fold(provider, |provider, (key, value)| {
+            let own = options.iter().filter(|(key, _)| key != FORM);
+            own.fold(provider, |provider, (key, value)| {
                 provider.with_arbitrary_config(key, value)
             })
         }
@@ -142,7 +150,8 @@ impl OnnxBackend {
             "openvino" => {
                 let mut provider = ep::OpenVINO::default();
                 if !options.iter().any(|(key, _)| key == "device_type") {
-                    provider = provider.with_device_type("CPU");
+                    // Its default on processors with bf16 units would round every activation.
+                    provider = provider.with_device_type("CPU").with_precision("FP32");
                 }
                 configured(provider, options).build()
             }
@@ -229,6 +238,12 @@ impl Backend for OnnxBackend {
                     library.display()
                 )));
             }
+        }
+        if self.settings.library.is_none() && self.dispatch().is_some() {
+            // Asked of an empty session: whether the library was built with the provider at all.
+            let builder =
+                Session::builder().map_err(|error| reason(&error.to_string(), Stage::Load))?;
+            self.with_provider(builder)?;
         }
         Ok(self.report(available_threads()))
     }
