@@ -150,8 +150,7 @@ impl OnnxBackend {
             "openvino" => {
                 let mut provider = ep::OpenVINO::default();
                 if !options.iter().any(|(key, _)| key == "device_type") {
-                    // Its default on processors with bf16 units would round every activation.
-                    provider = provider.with_device_type("CPU").with_precision("FP32");
+                    provider = provider.with_device_type("CPU");
                 }
                 configured(provider, options).build()
             }
@@ -238,12 +237,6 @@ impl Backend for OnnxBackend {
                     library.display()
                 )));
             }
-        }
-        if self.settings.library.is_none() && self.dispatch().is_some() {
-            // Asked of an empty session: whether the library was built with the provider at all.
-            let builder =
-                Session::builder().map_err(|error| reason(&error.to_string(), Stage::Load))?;
-            self.with_provider(builder)?;
         }
         Ok(self.report(available_threads()))
     }
