@@ -43,6 +43,12 @@ pub enum KernelError {
     /// Numbers cannot be written in this format here.
     #[error("numbers cannot be quantised to {0} here: use Q8_0 or Q4_0")]
     CannotQuantize(TensorType),
+    /// Matrices of this format cannot be split into halves of their codes.
+    #[error("a matrix of {0} has no split form: use the interleaved one")]
+    NoSplitForm(TensorType),
+    /// The bytes of a split matrix do not begin where numbers can be read.
+    #[error("a split matrix of {0} must begin at a multiple of 4 bytes: align its storage")]
+    Misaligned(TensorType),
     /// The memory for a matrix cannot be had.
     #[error("no memory for {0} bytes of weights: close other programs or use a smaller model")]
     OutOfMemory(usize),

@@ -15,6 +15,7 @@ mod matmul;
 pub mod ops;
 mod packed;
 mod schedule;
+mod screen;
 mod tensor_type;
 #[cfg(test)]
 mod test_blocks;
@@ -32,5 +33,6 @@ pub use formats::{BlockCodes, dequantize, quantize};
 pub use isa::{Isa, IsaError};
 pub use machine_limits::MachineLimits;
 pub use matmul::{Context, Epilogue, MatmulJob, matmul, matmul_gated, matmul_group};
-pub use packed::{PackedMatrix, PackedMatrixBuilder, SharedBytes};
+pub use packed::{PackedForm, PackedMatrix, PackedMatrixBuilder, SharedBytes};
+pub use screen::{Best, Found, Screen};
 pub use tensor_type::TensorType;

@@ -8,6 +8,7 @@ use crate::arch::lanes::{Kernel, LANES, Lanes, dispatch};
 use crate::arch::product::{Group, Sums, float_tile, quantised_tile};
 use crate::arch::tiles::{DisjointTiles, Tile};
 use crate::ops::{self, Activation};
+use crate::packed::Line;
 use crate::packed::layout::{BLOCK, GROUP};
 use crate::schedule::{Reads, run_in_streams, run_reading};
 use crate::{Activations, Isa, PackedMatrix, TensorType, ThreadPool};
@@ -267,7 +268,7 @@ fn groups(rows: Range<usize>) -> impl Iterator<Item = Range<usize>> {
 }
 
 /// Products of a group of 16 rows with a tile of tokens.
-fn product(
+pub(crate) fn product(
     isa: Isa,
     w: &PackedMatrix,
     x: &Activations,
@@ -275,7 +276,26 @@ fn product(
     tokens: TokenTile,
     sums: &mut Sums,
 ) {
-    let bytes = &w.as_bytes()[group * w.group_bytes()..][..w.group_bytes()];
+    JOINED.with_borrow_mut(|buffer| {
+        let bytes = w.group(isa, group, buffer);
+        group_product(isa, w, x, bytes, tokens, sums);
+    });
+}
+
+thread_local! {
+    /// A group of a split matrix in the interleaved form.
+    static JOINED: RefCell<Vec<Line>> = const { RefCell::new(Vec::new()) };
+}
+
+/// [`product`] of the group whose interleaved form is `bytes`.
+fn group_product(
+    isa: Isa,
+    w: &PackedMatrix,
+    x: &Activations,
+    bytes: &[u8],
+    tokens: TokenTile,
+    sums: &mut Sums,
+) {
     match w.tensor_type() {
         ty @ (TensorType::F32 | TensorType::F16 | TensorType::BF16) => {
             let x = &x.floats(ty)[tokens.first * w.cols()..][..tokens.tokens * w.cols()];

@@ -2,6 +2,7 @@
 
 pub(crate) mod layout;
 mod pack;
+pub(crate) mod split;
 pub(crate) mod unpack;
 
 use std::ops::Range;
@@ -12,18 +13,46 @@ use half::{bf16, f16};
 use crate::arch::memory;
 use crate::arch::threads::DisjointPieces;
 use crate::schedule::run_in_streams;
-use crate::{KernelError, TensorType, ThreadPool};
+use crate::{Isa, KernelError, TensorType, ThreadPool};
 use layout::{BLOCK, GROUP, SPAN, group_bytes, spec};
+use split::GroupParts;
 use unpack::UnpackedBlock;
 
 /// Bytes that belong to someone else, such as a mapped file.
 pub type SharedBytes = Arc<dyn AsRef<[u8]> + Send + Sync>;
+
+/// How a matrix is laid out.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+pub enum PackedForm {
+    /// For products with all rows.
+    #[default]
+    Interleaved,
+    /// The high and the low half of each code apart, so that a [`Screen`](crate::Screen) finds the highest products
+    /// reading little more than half of it; full products are a little slower. For Q8_0.
+    Split,
+}
+
+impl PackedForm {
+    /// The form for the matrix that gives a token's scores, where mostly only the highest are wanted.
+    pub fn for_scores(ty: TensorType, rows: usize) -> PackedForm {
+        /// Below this there is nothing to gain.
+        const LEAST_ROWS: usize = 256;
+        if split::can_split(ty) && rows >= LEAST_ROWS {
+            PackedForm::Split
+        } else {
+            PackedForm::Interleaved
+        }
+    }
+}
 
 /// A matrix [rows, cols] in the form that the kernels read: groups of 16 rows interleaved, so that a thread reads one
 /// straight stream into full registers. The form is the same on every instruction set and hardly larger than the file's.
 #[derive(Clone)]
 pub struct PackedMatrix {
     ty: TensorType,
+    form: PackedForm,
+    /// Whether all norms of a split matrix are finite.
+    has_finite_norms: bool,
     rows: usize,
     cols: usize,
     group_bytes: usize,
@@ -47,10 +76,24 @@ impl PackedMatrix {
         rows: usize,
         cols: usize,
     ) -> Result<PackedMatrixBuilder, KernelError> {
-        let shape = Shape::new(ty, rows, cols)?;
+        Self::builder_of(PackedForm::Interleaved, ty, rows, cols)
+    }
+
+    /// [`builder`](Self::builder) of another form.
+    ///
+    /// # Errors
+    /// As [`builder`](Self::builder), and if the type has no such form.
+    pub fn builder_of(
+        form: PackedForm,
+        ty: TensorType,
+        rows: usize,
+        cols: usize,
+    ) -> Result<PackedMatrixBuilder, KernelError> {
+        let shape = Shape::new(form, ty, rows, cols)?;
         let bytes = memory::Bytes::zeroed(shape.packed_bytes)
             .ok_or(KernelError::OutOfMemory(shape.packed_bytes))?;
         Ok(PackedMatrixBuilder {
+            form,
             ty,
             rows,
             cols,
@@ -87,7 +130,23 @@ impl PackedMatrix {
         storage: SharedBytes,
         range: Range<usize>,
     ) -> Result<PackedMatrix, KernelError> {
-        let shape = Shape::new(ty, rows, cols)?;
+        Self::from_bytes_of(PackedForm::Interleaved, ty, rows, cols, storage, range)
+    }
+
+    /// [`from_bytes`](Self::from_bytes) of another form.
+    ///
+    /// # Errors
+    /// As [`from_bytes`](Self::from_bytes), if the type has no such form, and if a split matrix does not begin at a
+    /// multiple of 4 bytes in memory.
+    pub fn from_bytes_of(
+        form: PackedForm,
+        ty: TensorType,
+        rows: usize,
+        cols: usize,
+        storage: SharedBytes,
+        range: Range<usize>,
+    ) -> Result<PackedMatrix, KernelError> {
+        let shape = Shape::new(form, ty, rows, cols)?;
         let actual = (*storage)
             .as_ref()
             .get(range.clone())
@@ -99,14 +158,29 @@ impl PackedMatrix {
                 actual,
             });
         }
-        Ok(PackedMatrix {
+        let mut matrix = PackedMatrix {
             ty,
+            form,
+            has_finite_norms: false,
             rows,
             cols,
             group_bytes: shape.group_bytes,
             storage,
             range,
-        })
+        };
+        if form == PackedForm::Split {
+            if !matrix
+                .as_bytes()
+                .as_ptr()
+                .addr()
+                .is_multiple_of(align_of::<f32>())
+            {
+                return Err(KernelError::Misaligned(ty));
+            }
+            let finite = matrix.norms().flatten().all(|norm| norm.is_finite());
+            matrix.has_finite_norms = finite;
+        }
+        Ok(matrix)
     }
 
     /// The packed form.
@@ -155,8 +229,13 @@ impl PackedMatrix {
                 actual: out.len(),
             });
         }
-        let group = &self.as_bytes()[row / GROUP * self.group_bytes..][..self.group_bytes];
         let lane = row % GROUP;
+        if self.form == PackedForm::Split {
+            let (high, low) = self.group_parts(row / GROUP);
+            split::read_row(high, low, lane, out);
+            return Ok(());
+        }
+        let group = &self.as_bytes()[row / GROUP * self.group_bytes..][..self.group_bytes];
         match self.ty {
             TensorType::F32 => read_floats(group, lane, out, f32::from_le_bytes),
             TensorType::F16 => {
@@ -170,11 +249,64 @@ impl PackedMatrix {
         Ok(())
     }
 
-    /// Bytes of a group of 16 rows.
-    pub(crate) fn group_bytes(&self) -> usize {
-        self.group_bytes
+    /// How it is laid out.
+    pub fn form(&self) -> PackedForm {
+        self.form
+    }
+
+    /// Whether a [`Screen`](crate::Screen) can search it: it is split, and its scales are numbers.
+    pub fn can_screen(&self) -> bool {
+        self.form == PackedForm::Split && self.has_finite_norms
+    }
+
+    /// The bytes of a group of 16 rows in the interleaved form; `buffer` holds them where the matrix is split.
+    pub(crate) fn group<'a>(
+        &'a self,
+        isa: Isa,
+        group: usize,
+        buffer: &'a mut Vec<Line>,
+    ) -> &'a [u8] {
+        if self.form == PackedForm::Interleaved {
+            return &self.as_bytes()[group * self.group_bytes..][..self.group_bytes];
+        }
+        let blocks = self.cols / BLOCK;
+        let bytes = spec(self.ty).group_bytes(blocks);
+        buffer.resize(bytes.div_ceil(size_of::<Line>()), Line::default());
+        let joined = &mut bytemuck::cast_slice_mut(buffer)[..bytes];
+        let (high, low) = self.group_parts(group);
+        crate::arch::product::join(isa, high, low, blocks, joined);
+        joined
+    }
+
+    /// The high parts of all groups of a split matrix.
+    pub(crate) fn high_part(&self) -> &[u8] {
+        let groups = self.rows.div_ceil(GROUP);
+        &self.as_bytes()[..groups * split::high_group_bytes(self.cols / BLOCK)]
+    }
+
+    /// The high and the low part of a group of a split matrix.
+    pub(crate) fn group_parts(&self, group: usize) -> (&[u8], &[u8]) {
+        let blocks = self.cols / BLOCK;
+        let (high, low) = (
+            split::high_group_bytes(blocks),
+            split::low_group_bytes(blocks),
+        );
+        let all = self.as_bytes();
+        let lows = &all[self.rows.div_ceil(GROUP) * high..];
+        (&all[group * high..][..high], &lows[group * low..][..low])
+    }
+
+    /// Norms of what the high part of a split matrix leaves out, of each group of 16 rows.
+    pub(crate) fn norms(&self) -> impl Iterator<Item = &[f32; GROUP]> {
+        let bytes = &self.as_bytes()[self.bytes() - self.rows.div_ceil(GROUP) * split::NORMS..];
+        bytemuck::cast_slice::<u8, [f32; GROUP]>(bytes).iter()
     }
 }
+
+/// A cache line.
+#[derive(Clone, Copy, Debug, Default, bytemuck::Pod, bytemuck::Zeroable)]
+#[repr(C, align(64))]
+pub(crate) struct Line([u64; 8]);
 
 impl std::fmt::Debug for PackedMatrix {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
@@ -196,7 +328,12 @@ struct Shape {
 }
 
 impl Shape {
-    fn new(ty: TensorType, rows: usize, cols: usize) -> Result<Shape, KernelError> {
+    fn new(
+        form: PackedForm,
+        ty: TensorType,
+        rows: usize,
+        cols: usize,
+    ) -> Result<Shape, KernelError> {
         let too_large = KernelError::TooLarge {
             rows,
             columns: cols,
@@ -208,7 +345,15 @@ impl Shape {
         let row_bytes = ty
             .row_bytes(cols)
             .ok_or(KernelError::PartialBlock { ty, columns: cols })?;
-        let group_bytes = group_bytes(ty, cols).ok_or(too_large.clone())?;
+        let mut group_bytes = group_bytes(ty, cols).ok_or(too_large.clone())?;
+        if form == PackedForm::Split {
+            if !split::can_split(ty) {
+                return Err(KernelError::NoSplitForm(ty));
+            }
+            let blocks = cols / BLOCK;
+            group_bytes =
+                split::high_group_bytes(blocks) + split::low_group_bytes(blocks) + split::NORMS;
+        }
         let groups = rows.div_ceil(GROUP);
         let sizes = groups
             .checked_mul(group_bytes)
@@ -227,6 +372,7 @@ impl Shape {
 /// Packs a matrix some rows at a time.
 #[derive(Debug)]
 pub struct PackedMatrixBuilder {
+    form: PackedForm,
     ty: TensorType,
     rows: usize,
     cols: usize,
@@ -262,7 +408,8 @@ impl PackedMatrixBuilder {
             return Err(self.wrong_length(self.pushed * self.shape.row_bytes));
         }
         let range = 0..self.shape.packed_bytes;
-        PackedMatrix::from_bytes(self.ty, self.rows, self.cols, Arc::new(self.bytes), range)
+        let (form, ty, storage) = (self.form, self.ty, Arc::new(self.bytes));
+        PackedMatrix::from_bytes_of(form, ty, self.rows, self.cols, storage, range)
     }
 
     /// Packs rows group by group; `each(n, f)` calls `f(0)` to `f(n - 1)`.
@@ -292,9 +439,14 @@ impl PackedMatrixBuilder {
         }
         let (first, end) = (self.pushed, self.pushed + raw.len() / row_bytes);
         let first_group = first / GROUP;
-        let target = &mut self.bytes.as_mut_slice()[first_group * self.shape.group_bytes..];
-        let groups = DisjointPieces::new(target, self.shape.group_bytes);
         let (ty, cols) = (self.ty, self.cols);
+        let target = Target::new(
+            self.form,
+            self.bytes.as_mut_slice(),
+            self.rows,
+            cols,
+            &self.shape,
+        );
         each(end.div_ceil(GROUP) - first_group, &|index| {
             let start = (first_group + index) * GROUP;
             let rows = start.max(first)..end.min(start + GROUP);
@@ -303,7 +455,20 @@ impl PackedMatrixBuilder {
                 *slice = &raw[(row - first) * row_bytes..][..row_bytes];
             }
             let lane = rows.start - start;
-            pack::pack_rows(ty, cols, &slices[..rows.len()], lane, groups.take(index));
+            let (slices, group) = (&slices[..rows.len()], first_group + index);
+            match &target {
+                Target::Interleaved(groups) => {
+                    pack::pack_rows(ty, cols, slices, lane, groups.take(group));
+                }
+                Target::Split { high, low, norms } => {
+                    let mut parts = GroupParts {
+                        high: high.take(group),
+                        low: low.take(group),
+                        norms: norms.take(group),
+                    };
+                    split::pack_rows(cols, slices, lane, &mut parts);
+                }
+            }
         });
         self.pushed = end;
         Ok(())
@@ -314,6 +479,36 @@ impl PackedMatrixBuilder {
             ty: self.ty,
             expected: self.shape.raw_bytes,
             actual,
+        }
+    }
+}
+
+/// The groups of a matrix that is being packed.
+enum Target<'a> {
+    Interleaved(DisjointPieces<'a, u8>),
+    Split {
+        high: DisjointPieces<'a, u8>,
+        low: DisjointPieces<'a, u8>,
+        norms: DisjointPieces<'a, u8>,
+    },
+}
+
+impl<'a> Target<'a> {
+    fn new(form: PackedForm, bytes: &'a mut [u8], rows: usize, cols: usize, shape: &Shape) -> Self {
+        if form == PackedForm::Interleaved {
+            return Target::Interleaved(DisjointPieces::new(bytes, shape.group_bytes));
+        }
+        let (groups, blocks) = (rows.div_ceil(GROUP), cols / BLOCK);
+        let (high_bytes, low_bytes) = (
+            split::high_group_bytes(blocks),
+            split::low_group_bytes(blocks),
+        );
+        let (high, rest) = bytes.split_at_mut(groups * high_bytes);
+        let (low, norms) = rest.split_at_mut(groups * low_bytes);
+        Target::Split {
+            high: DisjointPieces::new(high, high_bytes),
+            low: DisjointPieces::new(low, low_bytes),
+            norms: DisjointPieces::new(norms, split::NORMS),
         }
     }
 }

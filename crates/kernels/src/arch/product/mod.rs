@@ -17,9 +17,11 @@ mod avx512;
 mod floats;
 mod quantize;
 mod scalar;
+mod split;
 
 pub(crate) use floats::float_tile;
 pub(crate) use quantize::quantize_rows;
+pub(crate) use split::{ScreenGroup, join, residual_product, screen_tile};
 
 use crate::packed::layout::GROUP;
 use crate::{Isa, TensorType};
