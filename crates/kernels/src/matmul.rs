@@ -15,10 +15,8 @@ use crate::{Activations, Isa, PackedMatrix, TensorType, ThreadPool};
 
 /// Multiply-accumulates of a piece of work with many tokens: some 50 µs.
 const CHUNK_MACS: usize = 8 << 20;
-/// Weights of a piece of work with few tokens, bytes: less than a microsecond, so that threads end together.
-const PIECE_BYTES: usize = 16 << 10;
-/// Weights that a thread takes at once at most, bytes: some 10 µs. Each taking interrupts the thread's stream.
-const TAKEN_BYTES: usize = 256 << 10;
+/// Weights of a piece of work with few tokens, bytes: up to some 10 µs. Each piece interrupts a thread's stream.
+const CHUNK_BYTES: Range<usize> = 32 << 10..256 << 10;
 /// Tokens of a piece of work.
 const CHUNK_TOKENS: usize = 64;
 
@@ -88,12 +86,19 @@ pub fn matmul(
 /// # Panics
 /// If the shapes disagree.
 pub fn matmul_group(context: &Context<'_>, jobs: &mut [MatmulJob<'_>], x: &Activations) {
+    let threads = context.pool.threads();
     let mut end = 0;
     let planned: Vec<_> = jobs
         .iter_mut()
         .map(|job| {
             check(job.w, x, job.out, job.epilogue.bias);
-            let plan = Plan::new(x.tokens(), job.w.rows(), job.w.cols(), job.w.bytes());
+            let plan = Plan::new(
+                threads,
+                x.tokens(),
+                job.w.rows(),
+                job.w.cols(),
+                job.w.bytes(),
+            );
             let tiles = DisjointTiles::new(job.out, job.w.rows(), plan.row_step, plan.token_step);
             let first = end;
             end += plan.chunks();
@@ -101,21 +106,16 @@ pub fn matmul_group(context: &Context<'_>, jobs: &mut [MatmulJob<'_>], x: &Activ
         })
         .collect();
     let reads = Reads::new(planned.iter().map(|(.., w, _)| w.as_bytes()), false);
-    run_job(context.pool, x.tokens(), end, reads, &|chunks| {
-        let mut next = chunks.start;
-        while next < chunks.end {
-            let job = planned.partition_point(|(first, ..)| *first <= next) - 1;
-            let (first, plan, tiles, w, epilogue) = &planned[job];
-            let here = next - first..(chunks.end - first).min(plan.chunks());
-            next = first + here.end;
-            for mut tile in plan.tiles(here, tiles) {
-                let mut sums = Sums([[0.0; GROUP]; TILE]);
-                for tokens in x.tiles(tile.tokens()) {
-                    for rows in groups(tile.rows()) {
-                        product(context.isa, w, x, rows.start / GROUP, tokens, &mut sums);
-                        finish(context.isa, epilogue, &sums, tokens, rows, &mut tile);
-                    }
-                }
+    run_job(context.pool, x.tokens(), end, reads, &|chunk| {
+        let job = planned.partition_point(|(first, ..)| *first <= chunk) - 1;
+        let (first, plan, tiles, w, epilogue) = &planned[job];
+        let (row_index, token_index) = plan.place(chunk - first);
+        let mut tile = tiles.take(row_index, token_index);
+        let mut sums = Sums([[0.0; GROUP]; TILE]);
+        for tokens in x.tiles(tile.tokens()) {
+            for rows in groups(tile.rows()) {
+                product(context.isa, w, x, rows.start / GROUP, tokens, &mut sums);
+                finish(context.isa, epilogue, &sums, tokens, rows, &mut tile);
             }
         }
     });
@@ -136,47 +136,52 @@ pub fn matmul_gated(
     check(gate, x, out, None);
     check(up, x, out, None);
     let bytes = gate.bytes() + up.bytes();
-    let plan = Plan::new(x.tokens(), gate.rows(), 2 * gate.cols(), bytes);
+    let plan = Plan::new(
+        context.pool.threads(),
+        x.tokens(),
+        gate.rows(),
+        2 * gate.cols(),
+        bytes,
+    );
     let tiles = DisjointTiles::new(out, gate.rows(), plan.row_step, plan.token_step);
     let reads = Reads::new([gate.as_bytes(), up.as_bytes()].into_iter(), true);
-    run_job(context.pool, x.tokens(), plan.chunks(), reads, &|chunks| {
-        for mut tile in plan.tiles(chunks, &tiles) {
-            GATED.with_borrow_mut(|[gates, ups]| {
-                for tokens in x.tiles(tile.tokens()) {
-                    product_rows(context.isa, gate, x, tokens, tile.rows(), gates);
-                    product_rows(context.isa, up, x, tokens, tile.rows(), ups);
-                    let rows = tile.rows();
-                    let stride = rows.len().next_multiple_of(GROUP);
-                    for token in 0..tokens.tokens {
-                        let part = token * stride..token * stride + rows.len();
-                        let out = tile.part(tokens.first + token, rows.clone());
-                        ops::gated_product(
-                            context.isa,
-                            activation,
-                            &gates[part.clone()],
-                            &ups[part],
-                            out,
-                        );
-                    }
+    run_job(context.pool, x.tokens(), plan.chunks(), reads, &|chunk| {
+        let (row_index, token_index) = plan.place(chunk);
+        let mut tile = tiles.take(row_index, token_index);
+        GATED.with_borrow_mut(|[gates, ups]| {
+            for tokens in x.tiles(tile.tokens()) {
+                product_rows(context.isa, gate, x, tokens, tile.rows(), gates);
+                product_rows(context.isa, up, x, tokens, tile.rows(), ups);
+                let rows = tile.rows();
+                let stride = rows.len().next_multiple_of(GROUP);
+                for token in 0..tokens.tokens {
+                    let part = token * stride..token * stride + rows.len();
+                    let out = tile.part(tokens.first + token, rows.clone());
+                    ops::gated_product(
+                        context.isa,
+                        activation,
+                        &gates[part.clone()],
+                        &ups[part],
+                        out,
+                    );
                 }
-            });
-        }
+            }
+        });
     });
 }
 
-/// Runs the pieces of a product; with few tokens they are bound by reading, and some are taken at once.
+/// Runs the pieces of a product; with few tokens they are bound by reading.
 fn run_job(
     pool: &ThreadPool,
     tokens: usize,
     pieces: usize,
     reads: Reads,
-    f: &(dyn Fn(Range<usize>) + Sync),
+    f: &(dyn Fn(usize) + Sync),
 ) {
     if tokens <= TILE {
-        let piece_bytes = (reads.bytes() / pieces.max(1)).max(1);
-        run_reading(pool, pieces, TAKEN_BYTES / piece_bytes, reads, f);
+        run_reading(pool, pieces, reads, f);
     } else {
-        run_in_streams(pool, pieces, &|piece| f(piece..piece + 1));
+        run_in_streams(pool, pieces, f);
     }
 }
 
@@ -221,13 +226,14 @@ struct Plan {
 }
 
 impl Plan {
-    fn new(tokens: usize, rows: usize, cols: usize, bytes: usize) -> Plan {
+    fn new(threads: usize, tokens: usize, rows: usize, cols: usize, bytes: usize) -> Plan {
         let token_step = tokens.clamp(1, CHUNK_TOKENS).next_multiple_of(TILE);
         let groups = rows.div_ceil(GROUP).max(1);
         let group_macs = GROUP * cols.max(1) * tokens.clamp(1, token_step);
         let group_bytes = (bytes / groups).max(1);
         let by_macs = CHUNK_MACS / group_macs;
-        let by_bytes = PIECE_BYTES / group_bytes;
+        let chunk_bytes = (bytes / (2 * threads)).clamp(CHUNK_BYTES.start, CHUNK_BYTES.end);
+        let by_bytes = chunk_bytes / group_bytes;
         let step = by_macs.min(if tokens <= TILE { by_bytes } else { by_macs });
         let row_step = step.clamp(1, groups) * GROUP;
         Plan {
@@ -242,21 +248,9 @@ impl Plan {
         self.across * self.down
     }
 
-    /// The rectangles `chunks`, those side by side as one.
-    fn tiles<'t>(
-        &self,
-        chunks: Range<usize>,
-        tiles: &'t DisjointTiles<'_>,
-    ) -> impl Iterator<Item = Tile<'t>> + use<'t> {
-        let (across, mut next) = (self.across, chunks.start);
-        std::iter::from_fn(move || {
-            let (token_index, first) = (next / across, next % across);
-            let end = (first + chunks.end - next).min(across);
-            (next < chunks.end).then(|| {
-                next += end - first;
-                tiles.take(first..end, token_index)
-            })
-        })
+    /// Row and token index of a rectangle.
+    fn place(&self, chunk: usize) -> (usize, usize) {
+        (chunk % self.across, chunk / self.across)
     }
 }
 

@@ -2,7 +2,6 @@
 
 use std::cell::Cell;
 use std::collections::HashMap;
-use std::ops::Range;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering::Relaxed};
 
 use crate::ThreadPool;
@@ -24,43 +23,30 @@ thread_local! {
 /// pieces: a straight stream through memory, in the same part of a matrix each time. A thread that is done takes pieces
 /// from the far end of the others' parts, so that nobody waits longer than for one piece.
 pub(crate) fn run_in_streams(pool: &ThreadPool, count: usize, f: &(dyn Fn(usize) + Sync)) {
-    run(pool, count, 1, &Reads::default(), &|pieces| {
-        pieces.for_each(f)
-    });
+    run(pool, count, &Reads::default(), f);
 }
 
-/// [`run_in_streams`] for pieces that read `reads`, one after the other, and are bound by that. `f` gets several pieces
-/// at once, at most `most`, and fewer towards the end: long straight reads, and threads that end together. Threads that
-/// are done fetch the beginning of what they will read in the job that followed the last time.
+/// [`run_in_streams`] for pieces that read `reads`, one after the other, and are bound by that: threads that are done
+/// fetch the beginning of what they will read in the job that followed the last time.
 pub(crate) fn run_reading(
     pool: &ThreadPool,
     count: usize,
-    most: usize,
     reads: Reads,
-    f: &(dyn Fn(Range<usize>) + Sync),
+    f: &(dyn Fn(usize) + Sync),
 ) {
     let next = pool.foresight().after(reads);
-    run(pool, count, most, &next, f);
+    run(pool, count, &next, f);
 }
 
-fn run(
-    pool: &ThreadPool,
-    count: usize,
-    most: usize,
-    next: &Reads,
-    f: &(dyn Fn(Range<usize>) + Sync),
-) {
+fn run(pool: &ThreadPool, count: usize, next: &Reads, f: &(dyn Fn(usize) + Sync)) {
     let threads = pool.threads().min(count);
     if threads <= 1 {
-        if count > 0 {
-            f(0..count);
-        }
-        return;
+        return (0..count).for_each(f);
     }
-    let streams = Streams::new(count, threads, most);
+    let streams = Streams::new(count, threads);
     pool.run(threads, &|_| {
-        while let Some(pieces) = streams.next() {
-            f(pieces);
+        while let Some(piece) = streams.next() {
+            f(piece);
         }
         next.fetch(streams.part(), threads);
     });
@@ -68,8 +54,8 @@ fn run(
 
 /// Matrices that a job reads in one go.
 pub(crate) const MOST_READS: usize = 4;
-/// What a waiting thread fetches at most: half of a small second-level cache.
-const FETCH_BYTES: usize = 128 << 10;
+/// What a waiting thread fetches at most: a quarter of a small second-level cache.
+const FETCH_BYTES: usize = 64 << 10;
 
 /// What a job reads, as (address, bytes): numbers only, which nobody follows but to fetch cache lines.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -92,11 +78,6 @@ impl Reads {
         reads
     }
 
-    /// Bytes of all matrices.
-    pub(crate) fn bytes(&self) -> usize {
-        self.matrices.iter().map(|(_, bytes)| bytes).sum()
-    }
-
     /// Makes the calling thread fetch the beginning of part `part` of `parts` while it waits.
     fn fetch(&self, part: usize, parts: usize) {
         fetch_while_waiting(self.beginning(part, parts));
@@ -106,7 +87,8 @@ impl Reads {
     fn beginning(&self, part: usize, parts: usize) -> [(usize, usize); MOST_READS] {
         let mut ranges = [(0, 0); MOST_READS];
         let mut budget = FETCH_BYTES;
-        let mut skipped = self.bytes() / parts * part;
+        let total: usize = self.matrices.iter().map(|(_, bytes)| bytes).sum();
+        let mut skipped = total / parts * part;
         let count = self.matrices.iter().filter(|(_, bytes)| *bytes > 0).count();
         for (range, &(address, bytes)) in ranges.iter_mut().zip(&self.matrices) {
             let (start, most) = if self.side_by_side {
@@ -151,8 +133,6 @@ impl Foresight {
 
 struct Streams {
     job: u64,
-    /// Pieces that are taken at once at most.
-    most: u64,
     parts: Vec<Part>,
 }
 
@@ -167,7 +147,7 @@ struct Part {
 
 impl Streams {
     /// Pieces `0..count` in `threads` parts.
-    fn new(count: usize, threads: usize, most: usize) -> Streams {
+    fn new(count: usize, threads: usize) -> Streams {
         let bound = |part: usize| (count * part / threads) as u64;
         let part = |part| Part {
             joined: AtomicBool::new(false),
@@ -175,13 +155,12 @@ impl Streams {
         };
         Streams {
             job: JOBS.fetch_add(1, Relaxed),
-            most: most.max(1) as u64,
             parts: (0..threads).map(part).collect(),
         }
     }
 
-    /// The next pieces for this thread. Each piece is handed out once.
-    fn next(&self) -> Option<Range<usize>> {
+    /// The next piece for this thread. Each piece is handed out once.
+    fn next(&self) -> Option<usize> {
         let (job, mut part) = PART.get();
         if job != self.job {
             part = self.join();
@@ -205,25 +184,26 @@ impl Streams {
         free.next().unwrap_or(usual)
     }
 
-    /// Takes some of a part's first or last pieces that are left: a quarter, so that little is left to wait for at the
-    /// end.
-    fn take(&self, part: usize, first: bool) -> Option<Range<usize>> {
-        let mut range = 0..0;
+    /// Takes a part's first or last piece that is left.
+    fn take(&self, part: usize, first: bool) -> Option<usize> {
         let taken = self.parts[part]
             .left
             .fetch_update(Relaxed, Relaxed, |left| {
                 let (start, end) = (left >> 32, left & 0xffff_ffff);
-                let count = (end.saturating_sub(start) / 4).clamp(1, self.most);
                 let rest = if first {
-                    range = start as usize..(start + count) as usize;
-                    left + (count << 32)
+                    left + (1 << 32)
                 } else {
-                    range = end.saturating_sub(count) as usize..end as usize;
-                    left.wrapping_sub(count)
+                    left.wrapping_sub(1)
                 };
                 (start < end).then_some(rest)
             });
-        taken.ok().map(|_| range)
+        taken.ok().map(|left| {
+            if first {
+                (left >> 32) as usize
+            } else {
+                (left & 0xffff_ffff) as usize - 1
+            }
+        })
     }
 }
 
@@ -243,8 +223,8 @@ mod tests {
                 drop(pieces);
                 assert!(counts.iter().all(|&count| count == 1));
                 let pieces = DisjointPieces::new(&mut counts, 1);
-                run_reading(&pool, count, 30, Reads::default(), &|range| {
-                    range.for_each(|piece| pieces.take(piece)[0] += 1);
+                run_reading(&pool, count, Reads::default(), &|piece| {
+                    pieces.take(piece)[0] += 1
                 });
                 drop(pieces);
                 assert!(counts.iter().all(|&count| count == 2));
@@ -262,15 +242,6 @@ mod tests {
             });
         });
         assert_eq!(count.into_inner(), 35);
-    }
-
-    #[test]
-    fn fewer_pieces_are_taken_towards_the_end() {
-        let streams = Streams::new(64, 1, 10);
-        let sizes: Vec<usize> = std::iter::from_fn(|| streams.next())
-            .map(|range| range.len())
-            .collect();
-        assert_eq!(sizes, [10, 10, 10, 8, 6, 5, 3, 3, 2, 1, 1, 1, 1, 1, 1, 1]);
     }
 
     #[test]
@@ -311,8 +282,8 @@ mod tests {
 
     #[test]
     fn one_thread_walks_through_its_part_and_then_steals_from_the_ends() {
-        let streams = Streams::new(6, 2, 1);
-        let order: Vec<usize> = std::iter::from_fn(|| streams.next()).flatten().collect();
+        let streams = Streams::new(6, 2);
+        let order: Vec<usize> = std::iter::from_fn(|| streams.next()).collect();
         assert!(
             order == [0, 1, 2, 5, 4, 3] || order == [3, 4, 5, 2, 1, 0],
             "{order:?}"

@@ -47,25 +47,22 @@ impl<'a> DisjointTiles<'a> {
         }
     }
 
-    /// The rectangle of row steps `row_indexes` and token step `token_index`.
+    /// The rectangle of row step `row_index` and token step `token_index`.
     ///
     /// # Panics
-    /// If a part of it was taken before, or there is no such rectangle.
-    pub fn take(&self, row_indexes: Range<usize>, token_index: usize) -> Tile<'_> {
+    /// If it was taken before, or there is no such rectangle.
+    pub fn take(&self, row_index: usize, token_index: usize) -> Tile<'_> {
         let across = self.rows.div_ceil(self.row_step);
-        assert!(row_indexes.start < row_indexes.end && row_indexes.end <= across);
-        assert!(token_index < self.tokens.div_ceil(self.token_step));
-        for row_index in row_indexes.clone() {
-            let index = token_index * across + row_index;
-            let before = self.taken[index * self.flag_step].swap(true, Relaxed);
-            assert!(!before, "rectangle {index} is taken twice");
-        }
-        let first_row = row_indexes.start * self.row_step;
+        assert!(row_index < across && token_index < self.tokens.div_ceil(self.token_step));
+        let index = token_index * across + row_index;
+        let before = self.taken[index * self.flag_step].swap(true, Relaxed);
+        assert!(!before, "rectangle {index} is taken twice");
+        let first_row = row_index * self.row_step;
         let first_token = token_index * self.token_step;
         Tile {
             start: self.start,
             stride: self.rows,
-            rows: first_row..self.rows.min(row_indexes.end * self.row_step),
+            rows: first_row..self.rows.min(first_row + self.row_step),
             tokens: first_token..self.tokens.min(first_token + self.token_step),
             owner: PhantomData,
         }
@@ -124,15 +121,15 @@ mod tests {
         let tiles = DisjointTiles::new(&mut data, rows, 16, 3);
         for row_index in 0..3 {
             for token_index in 0..3 {
-                let mut tile = tiles.take(row_index..row_index + 1, token_index);
+                let mut tile = tiles.take(row_index, token_index);
                 for token in tile.tokens() {
                     let rows = tile.rows();
                     tile.part(token, rows).iter_mut().for_each(|x| *x += 1.0);
                 }
             }
         }
-        assert!(catch_unwind(AssertUnwindSafe(|| tiles.take(0..1, 0).rows())).is_err());
-        assert!(catch_unwind(AssertUnwindSafe(|| tiles.take(3..4, 0).rows())).is_err());
+        assert!(catch_unwind(AssertUnwindSafe(|| tiles.take(0, 0).rows())).is_err());
+        assert!(catch_unwind(AssertUnwindSafe(|| tiles.take(3, 0).rows())).is_err());
         assert!(data.iter().all(|&x| x == 1.0));
     }
 
@@ -140,9 +137,7 @@ mod tests {
     fn a_rectangle_gives_nothing_outside() {
         let mut data = vec![0.0; 4 * 32];
         let tiles = DisjointTiles::new(&mut data, 32, 16, 2);
-        assert!(catch_unwind(AssertUnwindSafe(|| tiles.take(0..3, 0).rows())).is_err());
-        assert_eq!(tiles.take(0..2, 1).rows(), 0..32);
-        let mut tile = tiles.take(1..2, 0);
+        let mut tile = tiles.take(1, 0);
         assert_eq!(tile.part(1, 16..32).len(), 16);
         for (token, rows) in [(2, 16..32), (0, 15..32), (0, 16..33)] {
             assert!(
