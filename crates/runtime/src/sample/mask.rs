@@ -60,6 +60,7 @@ impl TokenMask {
     }
 
     /// Keeps the tokens that are in `other`, too, unless there are none. Returns whether there were.
+    #[cfg(feature = "constraint")]
     pub(crate) fn prefer(&mut self, other: &TokenMask) -> bool {
         let words = || self.words.iter().zip(&other.words);
         let is_met = words().any(|(word, other)| word & other != 0);
