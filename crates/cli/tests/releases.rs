@@ -467,7 +467,7 @@ fn web_servers_good_and_bad() {
     assert_eq!(place.version(), 1);
     assert_eq!(place.ask().code, 0);
     // Nobody is there any more: what is installed stays.
-    refused(&place.update("http://127.0.0.1:9"), 1, "timestamp");
+    refused(&place.update("http://127.0.0.1:9"), 1, "connection");
     assert_eq!(place.ask().code, 0);
     let mut offline = ondine(&["update", "--from", &breaking, "--store", &place.at("store")]);
     let output = offline
