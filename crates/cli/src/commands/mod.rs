@@ -17,8 +17,12 @@ mod detokenize;
 mod diff;
 #[cfg(feature = "npu")]
 mod export;
+#[cfg(feature = "package")]
+mod gc;
 mod generate;
 mod inspect;
+#[cfg(feature = "package")]
+mod installed;
 #[cfg(feature = "package")]
 mod keygen;
 mod load;
@@ -33,10 +37,18 @@ mod perplexity;
 mod plan;
 #[cfg(feature = "hybrid")]
 mod policy;
+#[cfg(feature = "package")]
+mod publish;
 #[cfg(feature = "pull")]
 mod pull;
 #[cfg(feature = "hybrid")]
 mod redact;
+#[cfg(all(feature = "package", feature = "pull"))]
+mod registry;
+#[cfg(feature = "package")]
+mod remote;
+#[cfg(feature = "package")]
+mod rollback;
 #[cfg(feature = "hybrid")]
 mod route;
 mod run;
@@ -46,9 +58,13 @@ mod seal;
 mod serve;
 #[cfg(feature = "package")]
 mod sign;
+#[cfg(feature = "package")]
+mod status;
 mod tokenize;
 #[cfg(feature = "package")]
 mod unseal;
+#[cfg(feature = "package")]
+mod update;
 #[cfg(feature = "package")]
 mod verify;
 
@@ -118,6 +134,21 @@ pub enum Command {
     /// Make the next version of a model from a delta
     #[cfg(feature = "package")]
     Apply(apply::Args),
+    /// Offer a model's releases to devices
+    #[cfg(feature = "package")]
+    Publish(publish::Args),
+    /// Bring an installed model to the release it should have
+    #[cfg(feature = "package")]
+    Update(update::Args),
+    /// Say what is installed
+    #[cfg(feature = "package")]
+    Status(status::Args),
+    /// Return an installed model to the release before
+    #[cfg(feature = "package")]
+    Rollback(rollback::Args),
+    /// Remove what no installed release needs
+    #[cfg(feature = "package")]
+    Gc(gc::Args),
     /// Print a completion script for a shell
     #[cfg(feature = "completions")]
     Completions(completions::Args),
@@ -171,6 +202,16 @@ pub fn run(command: Command, output: &mut Output) -> Result<(), CliError> {
         Command::Diff(args) => diff::run(&args, output),
         #[cfg(feature = "package")]
         Command::Apply(args) => apply::run(&args, output),
+        #[cfg(feature = "package")]
+        Command::Publish(args) => publish::run(&args, output),
+        #[cfg(feature = "package")]
+        Command::Update(args) => update::run(&args, output),
+        #[cfg(feature = "package")]
+        Command::Status(args) => status::run(&args, output),
+        #[cfg(feature = "package")]
+        Command::Rollback(args) => rollback::run(&args, output),
+        #[cfg(feature = "package")]
+        Command::Gc(args) => gc::run(&args, output),
         #[cfg(feature = "completions")]
         Command::Completions(args) => completions::run(&args, output),
         #[cfg(feature = "completions")]

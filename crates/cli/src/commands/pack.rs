@@ -93,6 +93,7 @@ fn input(from: &Path) -> Result<Input, CliError> {
         name.ok_or_else(|| CliError::Usage(format!("{} has no file name", from.display())))?;
     let path = BundlePath::parse(name).map_err(|error| CliError::Refused(error.to_string()))?;
     let lower = name.to_lowercase();
+    let lower = lower.strip_suffix(".sealed").unwrap_or(&lower).to_owned();
     let role = match lower.as_str() {
         _ if lower.ends_with(".gguf") || lower.ends_with(".safetensors") => Role::Model,
         _ if lower.starts_with("tokenizer") => Role::Tokenizer,
@@ -101,6 +102,7 @@ fn input(from: &Path) -> Result<Input, CliError> {
         _ if lower.starts_with("licen") => Role::Licence,
         _ if lower.starts_with("evaluation") => Role::Evaluation,
         _ if lower.starts_with("device") => Role::DeviceProfile,
+        _ if lower.starts_with("self_test") => Role::SelfTest,
         _ => Role::Other,
     };
     Ok(Input {

@@ -120,10 +120,7 @@ pub fn run(args: &Args, output: &mut Output) -> Result<(), CliError> {
 
 /// What a model of the command line offers; its weights are loaded when they are first needed.
 fn offer(name: &str, args: &Args, output: &Output) -> Result<Offer, CliError> {
-    let path = ModelArgs {
-        model: name.to_owned(),
-    }
-    .path(output)?;
+    let path = ModelArgs::named(name).path(output)?;
     let metadata = std::fs::metadata(&path).ok();
     // One model is loaded at a time from them.
     let load = Mutex::new(args.load.clone());

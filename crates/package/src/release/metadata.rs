@@ -23,7 +23,6 @@ pub struct Client {
     updater: Updater,
     remote: Arc<dyn Remote>,
     now: Timestamp,
-    target_prefix: &'static str,
 }
 
 /// Files of verified metadata by name.
@@ -44,40 +43,7 @@ impl Client {
         cache: impl MetadataStore + 'static,
         now: Timestamp,
     ) -> Result<Self, ReleaseError> {
-        let transport = Transport {
-            remote: remote.clone(),
-            metadata: "metadata/",
-            targets: "targets/",
-        };
-        Self::with_transport(transport, root, cache, now)
-    }
-
-    /// As [`Client::new`], of a repository whose metadata and targets lie side by side at the top of `remote`: for the
-    /// conformance suite.
-    ///
-    /// # Errors
-    /// As [`Client::new`].
-    pub fn flat(
-        remote: Arc<dyn Remote>,
-        root: &[u8],
-        cache: impl MetadataStore + 'static,
-        now: Timestamp,
-    ) -> Result<Self, ReleaseError> {
-        let transport = Transport {
-            remote,
-            metadata: "",
-            targets: "",
-        };
-        Self::with_transport(transport, root, cache, now)
-    }
-
-    fn with_transport(
-        transport: Transport,
-        root: &[u8],
-        cache: impl MetadataStore + 'static,
-        now: Timestamp,
-    ) -> Result<Self, ReleaseError> {
-        let (remote, target_prefix) = (transport.remote.clone(), transport.targets);
+        let transport = Transport(remote.clone());
         let updater = Updater::new(transport, root)
             .map_err(|error| refused("root", &remote, &error))?
             .with_config(UpdaterConfig::default())
@@ -86,7 +52,6 @@ impl Client {
             updater,
             remote,
             now,
-            target_prefix,
         })
     }
 
@@ -133,7 +98,7 @@ impl Client {
     ) -> Result<Vec<u8>, ReleaseError> {
         if target.length > most {
             return Err(ReleaseError::Metadata {
-                what: format!("{}{path}", self.target_prefix),
+                what: path.to_owned(),
                 reason: format!("it is {} bytes long, more than {most}", target.length),
             });
         }
@@ -176,27 +141,23 @@ fn ready<T>(future: impl Future<Output = Result<T, Error>>) -> Result<T, Error> 
     }
 }
 
-struct Transport {
-    remote: Arc<dyn Remote>,
-    metadata: &'static str,
-    targets: &'static str,
-}
+struct Transport(Arc<dyn Remote>);
 
 impl Transport {
     fn read(&self, path: &str, most: u64) -> Result<Option<Vec<u8>>, Error> {
         let failed = |error: RemoteError| Error::transport(format!("{path}: {error}"));
-        read_small(self.remote.as_ref(), path, most).map_err(failed)
+        read_small(self.0.as_ref(), path, most).map_err(failed)
     }
 }
 
 impl Repository for Transport {
     fn fetch_metadata<'a>(&'a self, name: &'a str, max_length: u64) -> FetchFuture<'a> {
-        let answer = self.read(&format!("{}{name}", self.metadata), max_length);
+        let answer = self.read(&format!("metadata/{name}"), max_length);
         Box::pin(std::future::ready(answer))
     }
 
     fn fetch_target<'a>(&'a self, path: &'a str, max_length: u64) -> FetchFuture<'a> {
-        let answer = self.read(&format!("{}{path}", self.targets), max_length);
+        let answer = self.read(&format!("targets/{path}"), max_length);
         Box::pin(std::future::ready(answer))
     }
 }

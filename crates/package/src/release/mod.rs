@@ -149,3 +149,8 @@ impl ReleaseError {
         }
     }
 }
+
+/// The time of this machine.
+pub fn now() -> jiff::Timestamp {
+    jiff::Timestamp::now()
+}

@@ -253,6 +253,14 @@ impl<F: FileSystem> Store<F> {
         self.installed(self.state()?.current.ok_or(StoreError::Empty)?)
     }
 
+    /// Reads every file of the current version and checks it.
+    ///
+    /// # Errors
+    /// [`StoreError::Damaged`] with the first file that was changed.
+    pub fn check(&self) -> Result<Installed, StoreError> {
+        self.checked(self.state()?.current.ok_or(StoreError::Empty)?)
+    }
+
     /// What is known of a version that is in the store.
     ///
     /// # Errors
