@@ -197,7 +197,7 @@ impl Screen {
         let row_step = piece.max(1) * GROUP;
         let tiles = DisjointTiles::new(&mut self.estimates, rows, row_step, x.tokens().max(1));
         run_in_streams(context.pool, rows.div_ceil(row_step), &|index| {
-            let mut out = tiles.take(index..index + 1, 0);
+            let mut out = tiles.take(index, 0);
             let mut sums = Sums([[0.0; GROUP]; 16]);
             for first in out.rows().step_by(GROUP) {
                 let rows = first..out.rows().end.min(first + GROUP);
