@@ -20,6 +20,7 @@ pub struct Continuation {
     sampler: Sampler,
     constraint: Option<Constraint>,
     max_tokens: Option<usize>,
+    wind_down: usize,
     ignore_end: bool,
     text: StreamDecoder<Arc<Tokenizer>>,
     stops: StopMatcher,
@@ -53,6 +54,7 @@ impl Continuation {
             sampler,
             constraint: options.constraint,
             max_tokens: options.max_tokens,
+            wind_down: options.wind_down,
             ignore_end: options.ignore_end,
             started: Instant::now(),
             first_token: None,
@@ -82,7 +84,11 @@ impl Continuation {
     /// # Errors
     /// When no token can be chosen.
     pub fn choose(&mut self, logits: &mut [f32]) -> Result<Piece, GenerateError> {
+        let left = self
+            .max_tokens
+            .map_or(usize::MAX, |most| most - self.stats.generated_tokens);
         let mask = match &mut self.constraint {
+            Some(constraint) if left <= self.wind_down => Some(constraint.closing_mask()?),
             Some(constraint) => Some(constraint.mask()?),
             None => None,
         };

@@ -23,6 +23,9 @@ pub struct GenerateOptions {
     pub overflow: ContextOverflow,
     /// What the text must conform to.
     pub constraint: Option<Constraint>,
+    /// Under a constraint, spend the last so many of `max_tokens` on coming to an end, so that the text is whole when they are
+    /// used up; 0 cuts it off there.
+    pub wind_down: usize,
     /// Go on after the end of the turn (for measurements).
     pub ignore_end: bool,
     /// Set from anywhere to stop before the next token.

@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use ondine_runtime::chat_template::{ChatRequest, ChatTemplate, Message, TemplateError};
 use ondine_runtime::constraint::ConstraintSpec;
-use ondine_runtime::sample::{Sampled, SamplingOptions};
+use ondine_runtime::sample::{SampleError, Sampled, SamplingOptions};
 use ondine_runtime::tokenizer::EncodeOptions;
 use ondine_runtime::{Continuation, GenerateOptions, Model};
 
@@ -19,6 +19,12 @@ use crate::tools::{Part, Splitter, Tool, ToolChoice, ToolStyle};
 
 /// Answers of one request at most.
 pub(crate) const MOST_CHOICES: usize = 64;
+
+/// Tokens of a constrained answer at most where the request does not say: small models do not always find an end.
+const CONSTRAINED_TOKENS: usize = 2048;
+
+/// The last tokens of a constrained answer are spent on bringing it to a valid end.
+const WIND_DOWN: usize = 256;
 
 /// A checked request.
 pub(crate) struct Ask {
@@ -82,11 +88,16 @@ impl Ask {
             false => Some(ToolStyle::of(model.chat_template()?)),
         };
         let constraint = self.constraint_with(style.as_ref(), &model)?;
+        let vocabulary = model.spec().vocabulary;
+        let biased = self.sampling.logit_bias.iter().map(|(token, _)| *token);
+        if let Some(token) = biased.max().filter(|&token| token as usize >= vocabulary) {
+            return Err(SampleError::UnknownToken { token, vocabulary }.into());
+        }
         let mut encoded = Vec::new();
         let mut decision = None;
         for prompt in &self.prompts {
             let tokens = encode(&model, prompt, style.as_ref(), &self.tools)?;
-            check_length(&tokens, engine.context_length(), model.spec().vocabulary)?;
+            check_length(&tokens, engine.context_length(), vocabulary)?;
             let messages: &[Message] = match prompt {
                 Prompt::Chat(messages) => messages,
                 _ => &[],
@@ -105,6 +116,13 @@ impl Ask {
         let Place::Device = decision.place;
         let mut jobs = Vec::new();
         for tokens in &encoded {
+            let max_tokens = match constraint {
+                Some(_) => {
+                    let room = engine.context_length() - tokens.len();
+                    Some(self.max_tokens.unwrap_or(CONSTRAINED_TOKENS).min(room))
+                }
+                None => self.max_tokens,
+            };
             for choice in 0..self.choices {
                 let mut sampling = self.sampling.clone();
                 sampling.seed = sampling.seed.wrapping_add(choice as u64);
@@ -116,7 +134,8 @@ impl Ask {
                     None => None,
                 };
                 let options = GenerateOptions {
-                    max_tokens: self.max_tokens,
+                    max_tokens,
+                    wind_down: WIND_DOWN,
                     sampling,
                     stop: self.stop.clone(),
                     constraint,

@@ -72,9 +72,14 @@ impl ApiError {
     }
 }
 
+/// The sentence of an error response, for interfaces that put it elsewhere.
+#[derive(Debug, Clone)]
+pub(crate) struct Sentence(pub(crate) String);
+
 impl IntoResponse for ApiError {
     fn into_response(self) -> Response {
         let mut response = (self.status, Json(self.body())).into_response();
+        response.extensions_mut().insert(Sentence(self.message));
         let headers = response.headers_mut();
         if let Some(seconds) = self.retry_after {
             headers.insert(RETRY_AFTER, HeaderValue::from(seconds));

@@ -38,6 +38,9 @@ struct Vocabulary {
     end_of_generation: Vec<u32>,
     /// Control tokens, which have no place in a text.
     special: Vec<u32>,
+    /// What brings JSON to an end, the quickest first: brackets that close, quotation marks with or without such brackets, what
+    /// leads to the next part.
+    closing: [TokenMask; 3],
 }
 
 impl ConstraintFactory {
@@ -68,6 +71,7 @@ impl ConstraintFactory {
                 tokens: tokens as usize,
                 end_of_generation,
                 special: (0..tokens).filter(|&id| tokenizer.is_special(id)).collect(),
+                closing: closing(tokenizer),
             }),
         })
     }
@@ -162,6 +166,24 @@ impl Constraint {
         Ok(&self.mask)
     }
 
+    /// The tokens that may come next and bring the text to its end soon: its end where it is complete, else what closes strings,
+    /// lists and objects, else all of [`Constraint::mask`]. What a pattern or a least length asks for still comes.
+    ///
+    /// # Errors
+    /// As [`Constraint::mask`].
+    pub fn closing_mask(&mut self) -> Result<&TokenMask, ConstraintError> {
+        self.mask()?;
+        let mut ends = TokenMask::none(self.vocabulary.tokens);
+        for &token in &self.vocabulary.end_of_generation {
+            ends.allow(token);
+        }
+        if !self.mask.prefer(&ends) {
+            let mut steps = self.vocabulary.closing.iter();
+            steps.any(|step| self.mask.prefer(step));
+        }
+        Ok(&self.mask)
+    }
+
     /// Takes note of the token that was chosen.
     ///
     /// # Errors
@@ -208,6 +230,27 @@ fn word(tokenizer: &Tokenizer, id: u32) -> Vec<u8> {
     } else {
         bytes.to_vec()
     }
+}
+
+/// See [`Vocabulary::closing`].
+fn closing(tokenizer: &Tokenizer) -> [TokenMask; 3] {
+    let tokens = tokenizer.vocab_len();
+    let mut steps = [(); 3].map(|()| TokenMask::none(tokens));
+    for id in 0..tokens as u32 {
+        let word = tokenizer.token_bytes(id);
+        let (quote, rest) = match word.strip_prefix(b"\"") {
+            Some(rest) => (true, rest),
+            None => (false, word),
+        };
+        let closes = rest.iter().all(|byte| matches!(byte, b']' | b'}'));
+        match word {
+            b"" => (),
+            b"," | b":" => steps[2].allow(id),
+            _ if closes => steps[usize::from(quote)].allow(id),
+            _ => (),
+        }
+    }
+    steps
 }
 
 fn json_grammar(text: &str) -> Result<TopLevelGrammar, String> {

@@ -55,6 +55,14 @@ impl Constraint {
     ///
     /// # Errors
     /// None.
+    pub fn closing_mask(&mut self) -> Result<&TokenMask, ConstraintError> {
+        match *self {}
+    }
+
+    /// Cannot be called.
+    ///
+    /// # Errors
+    /// None.
     pub fn commit(&mut self, _: u32) -> Result<(), ConstraintError> {
         match *self {}
     }

@@ -59,6 +59,16 @@ impl TokenMask {
         word.unwrap_or(0) >> (token as usize % BITS) & 1 == 1
     }
 
+    /// Keeps the tokens that are in `other`, too, unless there are none. Returns whether there were.
+    pub(crate) fn prefer(&mut self, other: &TokenMask) -> bool {
+        let words = || self.words.iter().zip(&other.words);
+        let is_met = words().any(|(word, other)| word & other != 0);
+        if is_met {
+            self.words = words().map(|(word, other)| word & other).collect();
+        }
+        is_met
+    }
+
     /// Number of tokens in the set.
     pub fn count(&self) -> usize {
         self.words

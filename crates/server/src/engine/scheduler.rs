@@ -495,6 +495,13 @@ impl Running {
     ) -> bool {
         let task = &mut self.task;
         let Work::Generate(answer) = &mut task.work else {
+            if task.hidden.is_empty() {
+                let message = "the backend gives no hidden states; embed with another one";
+                shared.figures.failed.add(1);
+                task.events
+                    .send(Event::Failed(EngineError::Failed(message.into())));
+                return false;
+            }
             let length = task.hidden.iter().map(|x| x * x).sum::<f32>().sqrt();
             let scale = 1.0 / length.max(f32::MIN_POSITIVE);
             let embedding = task.hidden.iter().map(|x| x * scale).collect();

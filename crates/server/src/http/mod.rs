@@ -14,6 +14,7 @@ use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post};
 use axum::{Json, Router};
 use hyper::StatusCode;
+use hyper::header::CONTENT_LENGTH;
 use serde_json::json;
 
 pub(crate) use body::{Posted, block};
@@ -22,7 +23,7 @@ pub(crate) use stream::{Writer, respond};
 
 use crate::app::App;
 use crate::engine::figures;
-use crate::error::ApiError;
+use crate::error::{ApiError, Sentence};
 use crate::{ollama, openai, page, redact};
 
 /// All routes.
@@ -101,10 +102,19 @@ async fn wrong_method(request: Request) -> ApiError {
     )
 }
 
+/// Counts responses, and gives errors the form that Ollama's clients read where they ask.
 async fn count(State(app): State<Arc<App>>, request: Request, next: Next) -> Response {
-    let response = next.run(request).await;
+    let is_ollama = request.uri().path().starts_with("/api/");
+    let mut response = next.run(request).await;
     if let Ok(mut responses) = app.responses.lock() {
         *responses.entry(response.status().as_u16()).or_default() += 1;
+    }
+    if let (true, Some(Sentence(message))) =
+        (is_ollama, response.extensions_mut().remove::<Sentence>())
+    {
+        let body = json!({"error": message}).to_string();
+        response.headers_mut().remove(CONTENT_LENGTH);
+        *response.body_mut() = body.into();
     }
     response
 }
