@@ -28,7 +28,7 @@ pub struct ModelArgs {
 }
 
 /// How it runs.
-#[derive(Debug, clap::Args)]
+#[derive(Debug, Clone, clap::Args)]
 pub struct LoadArgs {
     /// Tokens of context; the model's own length unless given
     #[arg(long = "ctx", value_name = "TOKENS", value_parser = clap::value_parser!(u32).range(1..))]
@@ -58,7 +58,7 @@ pub struct LoadArgs {
 
 /// What vendor runtimes are told.
 #[cfg(feature = "npu")]
-#[derive(Debug, clap::Args)]
+#[derive(Debug, Clone, clap::Args)]
 pub struct AcceleratorArgs {
     /// ONNX Runtime: a library that holds the execution provider
     #[arg(long, value_name = "FILE")]
@@ -134,6 +134,16 @@ impl LoadArgs {
         options: &LoadOptions,
         output: &Output,
     ) -> Result<Box<dyn Decoder>, CliError> {
+        self.load_remarking(model, options, output.is_quiet())
+    }
+
+    /// As [`LoadArgs::load_with`], for when the output is no longer at hand; remarks are made unless `quiet`.
+    pub fn load_remarking(
+        &self,
+        model: &Arc<Model>,
+        options: &LoadOptions,
+        quiet: bool,
+    ) -> Result<Box<dyn Decoder>, CliError> {
         let failed = |error: &dyn std::fmt::Display| {
             CliError::Failed(format!("{}: {error}", model.path().display()))
         };
@@ -145,7 +155,6 @@ impl LoadArgs {
                 .load(only.as_ref(), options)
                 .map_err(|error| failed(&error));
         }
-        let quiet = output.is_quiet();
         let alone = candidates.len() == 1;
         let decoder = FallbackDecoder::load(
             model,

@@ -4,7 +4,6 @@ use super::load::{DEFAULT_MODEL, LoadArgs, ModelArgs};
 use crate::error::CliError;
 use crate::interrupt;
 use crate::output::Output;
-use ondine_runtime::backend::cpu::CpuBackend;
 use ondine_runtime::{Limits, Model};
 use ondine_server::engine::{Engine, EngineOptions};
 use ondine_server::{App, Models, Offer, OnDevice, Server, ServerOptions};
@@ -126,7 +125,8 @@ fn offer(name: &str, args: &Args, output: &Output) -> Result<Offer, CliError> {
     }
     .path(output)?;
     let metadata = std::fs::metadata(&path).ok();
-    let load = args.load.options();
+    let load = args.load.clone();
+    let quiet = output.is_quiet();
     let engine = EngineOptions {
         parallel: args.parallel.into(),
         queue: args.queue.into(),
@@ -148,13 +148,10 @@ fn offer(name: &str, args: &Args, output: &Output) -> Result<Offer, CliError> {
             .unwrap_or(SystemTime::UNIX_EPOCH),
         bytes: metadata.map_or(0, |data| data.len()),
         loader: Box::new(move || {
-            let model = Arc::new(
-                Model::open(&path, &Limits::default()).map_err(|error| error.to_string())?,
-            );
-            let backend = CpuBackend::from_environment().map_err(|error| error.to_string())?;
-            let decoder = model
-                .load(&backend, &load)
-                .map_err(|error| format!("{}: {error}", path.display()))?;
+            let model = Model::open(&path, &Limits::default());
+            let model = Arc::new(model.map_err(|error| error.to_string())?);
+            let decoder = load.load_remarking(&model, &load.options(), quiet);
+            let decoder = decoder.map_err(|error| error.to_string())?;
             Engine::start(model, decoder, engine)
                 .map_err(|error| format!("there is no thread for the model: {error}"))
         }),
