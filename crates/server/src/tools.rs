@@ -250,7 +250,9 @@ impl ToolStyle {
             rebase(&mut parameters, &format!("#/anyOf/{index}/properties/{}/", self.arguments));
             json!({"type": "object", "properties": {"name": {"const": tool.name}, self.arguments: parameters},
                 "required": ["name", self.arguments], "additionalProperties": false})
-        }).collect::<Vec<_>>()});
+        }).collect::<Vec<_>>(),
+            // As Python writes it, which models have seen most; free space is where small ones get lost.
+            "x-guidance": {"whitespace_flexible": false, "item_separator": ", ", "key_separator": ": "}});
         let (open, close) = (json!(self.open), json!(self.close));
         let written = match (self.open.is_empty(), self.close.is_empty()) {
             (true, _) => "call".to_owned(),

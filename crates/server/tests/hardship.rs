@@ -223,7 +223,7 @@ fn want_of_memory_changes_no_answer() {
             .expect("text")
             .to_owned()
     };
-    let roomy = server(16, 64);
+    let roomy = Running::tiny(EngineOptions::default(), ServerOptions::default());
     let alone: Vec<String> = (0..6)
         .map(|index| text(roomy.post("/v1/chat/completions", &ask(index)).json()))
         .collect();

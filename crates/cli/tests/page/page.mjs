@@ -55,13 +55,19 @@ assert.equal(await page.evaluate(() => document.documentElement.dataset.theme), 
 await picture("answer-dark");
 await page.click("#clear");
 assert.equal(await page.locator("article").count(), 0);
+const asked = () => JSON.parse(requests.filter((request) => request.url().endsWith("/v1/chat/completions")).at(-1).postData());
+await page.fill("#question", "Tell me a very long story about the sea, with many chapters.");
+await page.click("#send");
+await page.waitForSelector("article.assistant > div > *", { timeout: 120000 });
+await page.click("#stop");
+await page.waitForSelector("#stop[hidden]", { state: "attached" });
+assert.equal(await page.textContent("#status"), "Stopped.");
 await page.selectOption("#model", { index: 1 });
 await page.fill("#question", "hello");
 await page.click("#send");
-await page.waitForSelector("#stop:not([hidden])");
-await page.click("#stop");
-await page.waitForSelector("#stop[hidden]", { state: "attached" });
-assert.equal(JSON.parse(requests.filter((request) => request.url().endsWith("/v1/chat/completions")).at(-1).postData()).model, "llama");
+await answered(1);
+assert.equal(asked().model, "llama");
+assert.equal(asked().messages.length, 3);
 
 // What a model writes is text, whatever it looks like.
 const nodes = await page.evaluate(() => {

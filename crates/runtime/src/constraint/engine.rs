@@ -38,9 +38,21 @@ struct Vocabulary {
     end_of_generation: Vec<u32>,
     /// Control tokens, which have no place in a text.
     special: Vec<u32>,
-    /// What brings JSON to an end, the quickest first: brackets that close, quotation marks with or without such brackets, what
-    /// leads to the next part.
-    closing: [TokenMask; 3],
+    closing: Closing,
+}
+
+/// What brings JSON to an end.
+struct Closing {
+    /// Brackets that close, one or several.
+    brackets: TokenMask,
+    /// A quotation mark, with or without such brackets.
+    quotes: TokenMask,
+    /// A comma, a colon.
+    separators: TokenMask,
+    /// Tokens of one byte.
+    bytes: TokenMask,
+    /// A letter that only strings have: `true`, `false`, `null` and numbers do without.
+    letter: Option<u32>,
 }
 
 impl ConstraintFactory {
@@ -96,6 +108,7 @@ impl ConstraintFactory {
         Ok(Constraint {
             matcher,
             mask: TokenMask::none(self.vocabulary.tokens),
+            untried: None,
             vocabulary: self.vocabulary.clone(),
         })
     }
@@ -131,6 +144,8 @@ impl std::fmt::Debug for ConstraintFactory {
 pub struct Constraint {
     matcher: Matcher,
     mask: TokenMask,
+    /// Tokens of one byte that were not chosen since the text is being closed; none before.
+    untried: Option<TokenMask>,
     vocabulary: Arc<Vocabulary>,
 }
 
@@ -177,9 +192,25 @@ impl Constraint {
         for &token in &self.vocabulary.end_of_generation {
             ends.allow(token);
         }
-        if !self.mask.prefer(&ends) {
-            let mut steps = self.vocabulary.closing.iter();
-            steps.any(|step| self.mask.prefer(step));
+        if self.mask.prefer(&ends) {
+            return Ok(&self.mask);
+        }
+        let closing = &self.vocabulary.closing;
+        let is_in_string = closing
+            .letter
+            .is_some_and(|letter| self.mask.allows(letter));
+        let closes = match is_in_string {
+            true => self.mask.prefer(&closing.quotes),
+            false => [&closing.brackets, &closing.quotes, &closing.separators]
+                .into_iter()
+                .any(|step| self.mask.prefer(step)),
+        };
+        // Within a pattern: by what was not tried yet, so that no repetition goes on for ever.
+        if !closes {
+            let untried = self.untried.get_or_insert_with(|| closing.bytes.clone());
+            if !self.mask.prefer(untried) {
+                self.untried = None;
+            }
         }
         Ok(&self.mask)
     }
@@ -194,6 +225,9 @@ impl Constraint {
                 true => Ok(()),
                 false => Err(failed("the text ended before it was complete")),
             };
+        }
+        if let Some(untried) = &mut self.untried {
+            untried.forbid(token);
         }
         let consumed = self.matcher.consume_token(token);
         consumed.map_err(|error| failed(&error.to_string()))
@@ -232,25 +266,36 @@ fn word(tokenizer: &Tokenizer, id: u32) -> Vec<u8> {
     }
 }
 
-/// See [`Vocabulary::closing`].
-fn closing(tokenizer: &Tokenizer) -> [TokenMask; 3] {
+fn closing(tokenizer: &Tokenizer) -> Closing {
     let tokens = tokenizer.vocab_len();
-    let mut steps = [(); 3].map(|()| TokenMask::none(tokens));
+    let none = || TokenMask::none(tokens);
+    let mut closing = Closing {
+        brackets: none(),
+        quotes: none(),
+        separators: none(),
+        bytes: none(),
+        letter: None,
+    };
     for id in 0..tokens as u32 {
         let word = tokenizer.token_bytes(id);
-        let (quote, rest) = match word.strip_prefix(b"\"") {
+        if word.len() == 1 {
+            closing.bytes.allow(id);
+        }
+        let (has_quote, rest) = match word.strip_prefix(b"\"") {
             Some(rest) => (true, rest),
             None => (false, word),
         };
         let closes = rest.iter().all(|byte| matches!(byte, b']' | b'}'));
         match word {
             b"" => (),
-            b"," | b":" => steps[2].allow(id),
-            _ if closes => steps[usize::from(quote)].allow(id),
+            b"z" => closing.letter = Some(id),
+            b"," | b":" => closing.separators.allow(id),
+            _ if closes && has_quote => closing.quotes.allow(id),
+            _ if closes => closing.brackets.allow(id),
             _ => (),
         }
     }
-    steps
+    closing
 }
 
 fn json_grammar(text: &str) -> Result<TopLevelGrammar, String> {
