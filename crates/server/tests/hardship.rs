@@ -210,6 +210,49 @@ fn interactive_work_comes_first_and_background_work_still_comes() {
     }
 }
 
+/// Little memory: some must wait, and some are put back, but all get the answer that they would get alone.
+#[test]
+fn want_of_memory_changes_no_answer() {
+    let ask = |index: u64| {
+        json!({"messages": [{"role": "user", "content": format!("{index} {}", "word ".repeat(20))}],
+        "max_tokens": 150, "temperature": 0, "seed": index, "logit_bias": end_never()})
+    };
+    let text = |answer: Value| {
+        answer["choices"][0]["message"]["content"]
+            .as_str()
+            .expect("text")
+            .to_owned()
+    };
+    let roomy = Running::tiny(EngineOptions::default(), ServerOptions::default());
+    let alone: Vec<String> = (0..6)
+        .map(|index| text(roomy.post("/v1/chat/completions", &ask(index)).json()))
+        .collect();
+    let narrow = Running::tiny(
+        EngineOptions {
+            kv_bytes: 400_000,
+            ..EngineOptions::default()
+        },
+        ServerOptions::default(),
+    );
+    let connections: Vec<_> = (0..6)
+        .map(|index| narrow.send("POST", "/v1/chat/completions", &[], &ask(index).to_string()))
+        .collect();
+    let together: Vec<String> = connections
+        .into_iter()
+        .map(|connection| text(read(connection).json()))
+        .collect();
+    assert!(
+        narrow.metric("ondine_requests_preempted_total") > 0,
+        "there was room for all"
+    );
+    // Rounding differs a little between one query and many, and may once in a while decide.
+    let same = alone
+        .iter()
+        .zip(&together)
+        .filter(|(alone, together)| alone == together);
+    assert!(same.count() >= 5, "{alone:#?} {together:#?}");
+}
+
 #[test]
 fn a_slow_reader_holds_up_nobody() {
     let server = server(16, 64);

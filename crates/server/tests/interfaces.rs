@@ -103,6 +103,56 @@ fn seeds_and_stops_are_kept() {
 }
 
 #[test]
+fn tools_are_called_when_they_must_be() {
+    let server = server();
+    let tool = |name: &str| {
+        json!({"type": "function", "function": {"name": name, "parameters": {"type": "object",
+        "properties": {"n": {"$ref": "#/$defs/n"}}, "required": ["n"], "additionalProperties": false,
+        "$defs": {"n": {"enum": [1, 2, 3]}}}}})
+    };
+    for choice in [
+        json!("required"),
+        json!({"type": "function", "function": {"name": "second"}}),
+    ] {
+        for stream in [false, true] {
+            let body = chat(
+                json!({"tools": [tool("first"), tool("second")], "tool_choice": choice, "max_tokens": 400, "stream": stream}),
+            );
+            let answer = server.post("/v1/chat/completions", &body);
+            assert_eq!(answer.status, 200, "{answer:?}");
+            let call = match stream {
+                false => answer.json()["choices"][0]["message"]["tool_calls"][0].clone(),
+                true => {
+                    let events = answer.events();
+                    let call = events.iter().find_map(|event| {
+                        event["choices"][0]["delta"]["tool_calls"].get(0).cloned()
+                    });
+                    assert!(
+                        events
+                            .iter()
+                            .any(|event| event["choices"][0]["finish_reason"] == "tool_calls"),
+                        "{answer:?}"
+                    );
+                    call.expect("a call")
+                }
+            };
+            let name = call["function"]["name"].as_str().expect("a name");
+            assert!(name == "second" || name == "first" && choice == "required");
+            let arguments: Value =
+                serde_json::from_str(call["function"]["arguments"].as_str().expect("text"))
+                    .expect("JSON");
+            assert!((1..=3).contains(&arguments["n"].as_i64().expect("a number")));
+        }
+    }
+    // A conversation that goes on after a call is rendered.
+    let body = json!({"max_tokens": 4, "tools": [tool("first")], "messages": [
+        {"role": "user", "content": "hello"},
+        {"role": "assistant", "content": null, "tool_calls": [{"id": "1", "type": "function", "function": {"name": "first", "arguments": "{\"n\":1}"}}]},
+        {"role": "tool", "tool_call_id": "1", "content": "fine"}]});
+    assert_eq!(server.post("/v1/chat/completions", &body).status, 200);
+}
+
+#[test]
 fn the_other_interfaces_answer() {
     let server = server();
     let completion = server

@@ -99,6 +99,45 @@ const PERSON: &str = r#"{"type": "object", "properties": {"name": {"type": "stri
     "maxItems": 3}}, "required": ["name", "age"], "additionalProperties": false}"#;
 
 #[test]
+fn closing_brings_json_to_its_end() {
+    let fixture = Fixture::new();
+    let deep = r#"{"type": "object", "properties": {"a": {"type": "array", "minItems": 2, "items": {"type": "object",
+        "properties": {"n": {"type": "number"}, "s": {"type": "string", "minLength": 3}}, "required": ["n", "s"]}}},
+        "required": ["a"]}"#;
+    for spec in [PERSON, deep, "{}", r#"{"type": "string"}"#] {
+        let spec = ConstraintSpec::JsonSchema(spec.into());
+        for seed in 0..20 {
+            for free in [0, 3, 10, 30] {
+                let mut constraint = fixture.factory.build(&spec).unwrap();
+                let mut random = seed * 7919 + 1;
+                let mut text = Vec::new();
+                for step in 0..free + 120 {
+                    if constraint.must_stop() {
+                        break;
+                    }
+                    let mask = match step < free {
+                        true => constraint.mask().unwrap(),
+                        false => constraint.closing_mask().unwrap(),
+                    };
+                    random = random * 25_214_903_917 % 281_474_976_710_597;
+                    let allowed: Vec<u32> = (0..fixture.tokenizer.vocab_len() as u32)
+                        .filter(|&token| mask.allows(token))
+                        .collect();
+                    let token = allowed[random as usize % allowed.len()];
+                    constraint.commit(token).unwrap();
+                    if fixture.tokenizer.is_end_of_generation(token) {
+                        break;
+                    }
+                    text.extend_from_slice(fixture.tokenizer.token_bytes(token));
+                }
+                let text = String::from_utf8_lossy(&text).into_owned();
+                assert!(constraint.is_complete(), "{text}");
+            }
+        }
+    }
+}
+
+#[test]
 fn what_ends_by_itself_is_valid() {
     let fixture = Fixture::new();
     let person = ConstraintSpec::JsonSchema(PERSON.into());
