@@ -21,7 +21,6 @@ fn cached_and_streamed_weights_give_the_same_bits() {
         let types = [TensorType::Q4_0, TensorType::Q8_0, TensorType::F32];
         let place = Place::new(&Tiny {
             tensor_type: types[index % types.len()],
-            embedding: 128,
             untied: index % 2 == 1 || architecture == "olmoe",
             ..Tiny::new(architecture, 7)
         });
