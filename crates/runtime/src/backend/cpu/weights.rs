@@ -94,7 +94,7 @@ pub(super) struct GatedWeights {
 /// A layer's weights for as long as it computes.
 pub(super) enum LayerGuard<'w> {
     Resident(&'w LayerWeights),
-    Streamed(StreamedLayer),
+    Streamed(Box<StreamedLayer>),
 }
 
 impl Weights {
@@ -102,9 +102,9 @@ impl Weights {
     pub(super) fn layer(&self, index: usize) -> io::Result<LayerGuard<'_>> {
         let layer = &self.layers[index];
         match &self.streaming {
-            Some(streaming) if streaming.streams_layer(index) => {
-                Ok(LayerGuard::Streamed(streaming.layer(index, layer)?))
-            }
+            Some(streaming) if streaming.streams_layer(index) => Ok(LayerGuard::Streamed(
+                Box::new(streaming.layer(index, layer)?),
+            )),
             _ => Ok(LayerGuard::Resident(layer)),
         }
     }
