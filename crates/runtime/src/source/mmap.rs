@@ -176,7 +176,7 @@ mod tests {
 1000-3000 r--s 00000000 fe:00 17 /first-file\nRss: 8 kB\nFilePmdMapped:        0 kB\n\
 7f00200000-7f00600000 r--s 00000000 fe:00 18 /second\nRss: 8 kB\nFilePmdMapped:     2048 kB\n";
         assert!(!has_huge_pages(smaps, 0x1800));
-        assert!(has_huge_pages(smaps, 0x7f00_2000_00));
-        assert!(!has_huge_pages(smaps, 0x7f00_6000_00));
+        assert!(has_huge_pages(smaps, 0x7f_0020_0000));
+        assert!(!has_huge_pages(smaps, 0x7f_0060_0000));
     }
 }
