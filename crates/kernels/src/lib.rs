@@ -23,6 +23,7 @@ mod test_blocks;
 mod tests;
 
 pub use activations::Activations;
+pub use arch::memory::{Bytes as AlignedBytes, release_spare as release_spare_memory};
 pub use arch::threads::ThreadPool;
 pub use attention::{
     ATTENTION_ERROR, ATTENTION_ERROR_F32, AttentionJob, AttentionParams, KvError, KvPage, KvShape,

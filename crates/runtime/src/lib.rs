@@ -14,6 +14,7 @@ mod kv_cache;
 mod limits;
 pub mod model;
 mod model_file;
+mod packed_cache;
 pub mod perplexity;
 mod prefix;
 pub mod sample;
@@ -25,5 +26,6 @@ pub use continuation::{Continuation, GenerateError, GenerationStats, Piece, Stop
 pub use generate::{GenerateOptions, Generation};
 pub use limits::Limits;
 pub use model_file::{Model, ModelError, open_model_file};
+pub use packed_cache::{PackedCache, PackedFile};
 pub use prefix::PrefixError;
 pub use session::{ContextOverflow, PrefixUse, SINK_TOKENS, Session};

@@ -1,6 +1,6 @@
 //! `ondine bench`: how fast a model runs here, beside what this machine could do.
 
-use super::load::{LoadArgs, ModelArgs, peak_resident_bytes};
+use super::load::{LoadArgs, ModelArgs, peak_resident_bytes, streaming_json};
 use crate::error::CliError;
 use crate::output::Output;
 use crate::progress::Bar;
@@ -123,6 +123,7 @@ pub fn run(args: &Args, output: &mut Output) -> Result<(), CliError> {
                 "int8_multiply_accumulates_per_second": limits.int8_macs_per_second,
             },
             "peak_rss_bytes": peak_resident_bytes(),
+            "streaming": streaming_json(decoder.as_ref()),
             "tests": rows.iter().map(Row::json).collect::<Vec<_>>(),
         }));
     }
@@ -142,6 +143,15 @@ pub fn run(args: &Args, output: &mut Output) -> Result<(), CliError> {
     output.line(&header)?;
     for row in &rows {
         output.line(&row.text())?;
+    }
+    if let (Some(report), Some(disk)) = (decoder.streaming(), decoder.disk_bytes_per_second()) {
+        output.line(&format!(
+            "streams {:.1} MB per token at {:.2} GB/s, {:.0} % of the {:.2} GB/s that the disk reads",
+            report.bytes_per_pass() / 1e6,
+            report.bytes_per_second() / 1e9,
+            report.bytes_per_second() / disk * 100.0,
+            disk / 1e9
+        ))?;
     }
     Ok(())
 }

@@ -1,6 +1,6 @@
 //! `ondine inspect`: what a model is.
 
-use super::load::ModelArgs;
+use super::load::{ModelArgs, packed_cache};
 use crate::error::CliError;
 use crate::output::Output;
 use ondine_runtime::gguf::Value as MetadataValue;
@@ -41,6 +41,7 @@ pub fn run(args: &Args, output: &mut Output) -> Result<(), CliError> {
         of_type.1 += tensor.bytes;
         parameters += tensor.shape.iter().product::<u64>();
     }
+    let packed = packed_cache().and_then(|cache| cache.file_of(file.sources()));
     if output.is_json() {
         let metadata: Map<String, Value> = file
             .metadata
@@ -69,6 +70,9 @@ pub fn run(args: &Args, output: &mut Output) -> Result<(), CliError> {
             "types": types.iter().map(|(name, (count, bytes))| (name.to_string(), json!({"tensors": count, "bytes": bytes}))).collect::<Map<_, _>>(),
             "tensors": tensors,
         });
+        if let Some(packed) = &packed {
+            value["packed"] = json!({"path": packed.path, "bytes": packed.bytes});
+        }
         match spec {
             Ok(spec) => value["model"] = spec_json(&spec),
             Err(error) => value["not_runnable"] = error.to_string().into(),
@@ -96,6 +100,13 @@ pub fn run(args: &Args, output: &mut Output) -> Result<(), CliError> {
             }
         }
         Err(error) => output.line(&format!("  cannot be run: {error}"))?,
+    }
+    if let Some(packed) = &packed {
+        output.line(&format!(
+            "  packed weights: {:.1} MB in {}",
+            packed.bytes as f64 / 1e6,
+            packed.path.display()
+        ))?;
     }
     output.line("metadata")?;
     for (key, value) in file.metadata.iter() {

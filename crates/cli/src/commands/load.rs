@@ -3,14 +3,15 @@
 use crate::error::CliError;
 use crate::output::Output;
 use crate::progress::TerminalProgress;
-use ondine_hub::Hub;
+use ondine_hub::{Hub, Settings};
 use ondine_runtime::Limits;
 use ondine_runtime::backend::cpu::CpuBackend;
 use ondine_runtime::backend::{
-    Backend, Deadlines, Decoder, FallbackDecoder, KvType, LoadOptions, StepDown, Unavailable,
+    Backend, Deadlines, Decoder, FallbackDecoder, KvType, LoadOptions, MemoryBudget, StepDown,
+    Unavailable,
 };
 use ondine_runtime::gguf::ModelFileError;
-use ondine_runtime::{Model, ModelError};
+use ondine_runtime::{Model, ModelError, PackedCache};
 use serde_json::{Value, json};
 #[cfg(feature = "npu")]
 use std::cell::RefCell;
@@ -45,6 +46,12 @@ pub struct LoadArgs {
     /// Element type of the keys and values kept: f16 unless given (for `logits` f32)
     #[arg(long, value_name = "TYPE", value_enum)]
     pub kv_type: Option<KvTypeArg>,
+    /// Memory to use at most, as 300MiB; weights that do not fit are read from disk as they are needed
+    #[arg(long, value_name = "SIZE", value_parser = parse_size)]
+    pub memory_budget: Option<u64>,
+    /// Neither use nor write packed weights on disk, which make the next start quicker
+    #[arg(long)]
+    pub no_cache: bool,
     /// Where it runs: cpu, onnx[:EP], openvino[:DEVICE], sim:PROFILE or auto (accelerators first);
     /// several are tried in turn, and one that fails later is left for the next
     #[arg(
@@ -145,6 +152,11 @@ impl LoadArgs {
                 None | Some(KvTypeArg::F16) => KvType::F16,
                 Some(KvTypeArg::Q8_0) => KvType::Q8_0,
             },
+            packed_cache: match self.no_cache {
+                true => None,
+                false => packed_cache(),
+            },
+            memory_budget: self.memory_budget.map(MemoryBudget::Process),
             ..LoadOptions::default()
         }
     }
@@ -181,9 +193,13 @@ impl LoadArgs {
         if let [only] = candidates.as_slice()
             && !only.needs_watching()
         {
-            return model
+            let decoder = model
                 .load(only.as_ref(), options)
-                .map_err(|error| failed(&error));
+                .map_err(|error| failed(&error))?;
+            for note in decoder.notes() {
+                output.note(note);
+            }
+            return Ok(decoder);
         }
         let alone = candidates.len() == 1;
         let decoder = FallbackDecoder::load(
@@ -314,6 +330,58 @@ fn cpu() -> Result<Arc<dyn Backend>, CliError> {
     })?))
 }
 
+/// Where packed weights are kept, if a home for them is known.
+pub fn packed_cache() -> Option<PackedCache> {
+    let directory = Settings::from_environment().ok()?.home.join("packed");
+    let limit = std::env::var("ONDINE_PACKED_LIMIT").ok();
+    let limit = limit.and_then(|size| parse_size(&size).ok());
+    Some(PackedCache::new(
+        directory,
+        limit.unwrap_or(PackedCache::DEFAULT_LIMIT),
+    ))
+}
+
+/// What was read from the disk for lack of memory, if anything.
+pub fn streaming_json(decoder: &dyn Decoder) -> Option<Value> {
+    let report = decoder.streaming()?;
+    let disk = decoder.disk_bytes_per_second();
+    let share = disk.map(|disk| report.bytes_per_second() / disk);
+    Some(json!({
+        "resident_bytes": report.resident_bytes,
+        "buffer_bytes": report.buffer_bytes,
+        "bytes_per_token": report.bytes_per_pass(),
+        "bytes_per_second": report.bytes_per_second(),
+        "disk_bytes_per_second": disk,
+        "share_of_disk": share,
+        "experts_used": report.experts_used,
+        "experts_kept": report.experts_kept,
+    }))
+}
+
+/// Reads a number of bytes: `300MiB`, `1.5GB`, `65536`.
+fn parse_size(text: &str) -> Result<u64, String> {
+    let digits = text.trim_end_matches(|c: char| c.is_ascii_alphabetic());
+    let unit: u64 = match text[digits.len()..].to_ascii_lowercase().as_str() {
+        "" | "b" => 1,
+        "k" | "kb" => 1000,
+        "m" | "mb" => 1_000_000,
+        "g" | "gb" => 1_000_000_000,
+        "kib" => 1 << 10,
+        "mib" => 1 << 20,
+        "gib" => 1 << 30,
+        _ => return Err("is a number of bytes with KiB, MiB, GiB, KB, MB or GB".into()),
+    };
+    let number: f64 = digits
+        .trim()
+        .parse()
+        .map_err(|_| format!("`{digits}` is not a number"))?;
+    let bytes = number * unit as f64;
+    match bytes >= 0.0 && bytes < 1e18 {
+        true => Ok(bytes as u64),
+        false => Err("is out of range".into()),
+    }
+}
+
 /// Backends that were given up, as they stand in JSON.
 pub fn step_downs_json(step_downs: &[StepDown]) -> Value {
     step_downs
@@ -347,4 +415,25 @@ pub fn peak_resident_bytes() -> Option<u64> {
     let line = status.lines().find(|line| line.starts_with("VmHWM:"))?;
     let kilobytes: u64 = line.split_whitespace().nth(1)?.parse().ok()?;
     Some(kilobytes * 1024)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::parse_size;
+
+    #[test]
+    fn sizes_have_units() {
+        for (text, bytes) in [
+            ("300MiB", 300 << 20),
+            ("1.5GB", 1_500_000_000),
+            ("65536", 65536),
+            ("2 GiB", 2 << 30),
+            ("7k", 7000),
+        ] {
+            assert_eq!(parse_size(text), Ok(bytes), "{text}");
+        }
+        for text in ["", "MiB", "-1", "1e40", "3 parsecs", "NaN"] {
+            assert!(parse_size(text).is_err(), "{text}");
+        }
+    }
 }

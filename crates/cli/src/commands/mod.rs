@@ -7,6 +7,7 @@ use clap::Subcommand;
 #[cfg(feature = "package")]
 mod apply;
 mod bench;
+mod cache;
 mod chat;
 #[cfg(feature = "completions")]
 mod completions;
@@ -101,6 +102,8 @@ pub enum Command {
     Export(export::Args),
     /// Show what a model is
     Inspect(inspect::Args),
+    /// Show or remove the packed weights that are kept on disk
+    Cache(cache::Args),
     /// Find personal data and secrets in a text, and replace them
     #[cfg(feature = "hybrid")]
     Redact(redact::Args),
@@ -180,6 +183,7 @@ pub fn run(command: Command, output: &mut Output) -> Result<(), CliError> {
         #[cfg(feature = "npu")]
         Command::Export(args) => export::run(&args, output),
         Command::Inspect(args) => inspect::run(&args, output),
+        Command::Cache(args) => cache::run(&args, output),
         #[cfg(feature = "hybrid")]
         Command::Redact(args) => redact::run(&args, output),
         #[cfg(feature = "hybrid")]

@@ -1,6 +1,6 @@
 //! `ondine perplexity`: how well a model predicts a text.
 
-use super::load::{LoadArgs, ModelArgs};
+use super::load::{LoadArgs, ModelArgs, streaming_json};
 use crate::error::CliError;
 use crate::interrupt;
 use crate::output::Output;
@@ -65,7 +65,12 @@ pub fn run(args: &Args, output: &mut Output) -> Result<(), CliError> {
         )));
     }
     let begin = tokenizer.adds_bos().then(|| tokenizer.bos()).flatten();
-    let mut decoder = args.load.load(&model, output)?;
+    let mut options = args.load.options();
+    if options.memory_budget.is_some() {
+        // A budget cuts the context where none is asked for.
+        options.context = Some(window);
+    }
+    let mut decoder = args.load.load_with(&model, &options, output)?;
     let bar = Bar::new(output, "windows");
     let most = args.chunks.map(|windows| windows as usize);
     let result = perplexity(
@@ -93,6 +98,7 @@ pub fn run(args: &Args, output: &mut Output) -> Result<(), CliError> {
             "chunks": result.windows,
             "ctx": window,
             "isa": decoder.device().device,
+            "streaming": streaming_json(decoder.as_ref()),
         }));
     }
     output.line(&format!(

@@ -1,7 +1,7 @@
 //! `ondine run`: one prompt, one answer.
 
 use super::generate::{GenerateArgs, answer};
-use super::load::{LoadArgs, ModelArgs, peak_resident_bytes, step_downs_json};
+use super::load::{LoadArgs, ModelArgs, peak_resident_bytes, step_downs_json, streaming_json};
 use crate::error::CliError;
 use crate::output::Output;
 use ondine_runtime::Session;
@@ -116,6 +116,7 @@ pub fn run(args: &Args, output: &mut Output) -> Result<(), CliError> {
             "simulations": simulations,
             "stop": answer.stop.name(),
             "complete": answer.complete,
+            "streaming": streaming_json(session.decoder()),
         }));
     }
     Ok(())

@@ -18,6 +18,12 @@ const SMALL: usize = 64 << 10;
 /// The arena that pieces are taken from, and how many of its bytes are taken.
 static CURRENT: Mutex<Option<(Arc<Region>, usize)>> = Mutex::new(None);
 
+/// Gives the part of the shared arena that nobody took back to the system, once the pieces before it are gone: for who
+/// is done with many pieces for now.
+pub fn release_spare() {
+    *CURRENT.lock().unwrap_or_else(PoisonError::into_inner) = None;
+}
+
 /// Zeroed bytes that belong to one owner.
 pub struct Bytes {
     region: Arc<Region>,
@@ -52,7 +58,7 @@ impl Bytes {
         Some(piece)
     }
 
-    /// The bytes.
+    /// The bytes, to be written.
     pub fn as_mut_slice(&mut self) -> &mut [u8] {
         // SAFETY: the range lies in the region, which lives as long as `self`; pieces of a region do not overlap, and
         // `self`, borrowed mutably, is the only owner of this one.

@@ -67,6 +67,14 @@ impl PackedMatrix {
     /// Alignment that [`from_bytes`](Self::from_bytes) wants for the best speed, bytes.
     pub const ALIGNMENT: usize = memory::ALIGNMENT;
 
+    /// Bytes of the packed form of a matrix.
+    ///
+    /// # Errors
+    /// If a row does not fill whole blocks, or the shape is too large.
+    pub fn packed_bytes(ty: TensorType, rows: usize, cols: usize) -> Result<usize, KernelError> {
+        Ok(Shape::new(ty, rows, cols)?.packed_bytes)
+    }
+
     /// Starts a matrix of `rows` rows of `cols` elements.
     ///
     /// # Errors
@@ -181,6 +189,36 @@ impl PackedMatrix {
             matrix.has_finite_norms = finite;
         }
         Ok(matrix)
+    }
+
+    /// The same matrix with its packed form at another place: `range` of `storage`, which holds the same bytes or will
+    /// be taken for the matrix.
+    ///
+    /// # Errors
+    /// If the range is not in the storage or has another length.
+    pub fn with_storage(
+        &self,
+        storage: SharedBytes,
+        range: Range<usize>,
+    ) -> Result<PackedMatrix, KernelError> {
+        let within = (*storage).as_ref().get(range.clone()).is_some();
+        if !within || range.len() != self.range.len() {
+            return Err(KernelError::Length {
+                ty: self.ty,
+                expected: self.range.len(),
+                actual: if within { range.len() } else { 0 },
+            });
+        }
+        Ok(PackedMatrix {
+            storage,
+            range,
+            ..self.clone()
+        })
+    }
+
+    /// Where in its storage the packed form lies.
+    pub fn storage_range(&self) -> Range<usize> {
+        self.range.clone()
     }
 
     /// The packed form.

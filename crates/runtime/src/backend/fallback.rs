@@ -11,7 +11,7 @@ use std::sync::Arc;
 use super::watchdog::{Deadlines, WatchedDecoder};
 use super::{
     Backend, BackendError, Decoder, DeviceReport, LoadOptions, MemoryReport, Run, Scored,
-    SequenceId, Unavailable, Wanted,
+    SequenceId, StreamingReport, Unavailable, Wanted,
 };
 use crate::model::ModelSpec;
 use crate::model_file::Model;
@@ -341,6 +341,18 @@ impl Decoder for FallbackDecoder {
 
     fn memory(&self) -> MemoryReport {
         self.active.memory()
+    }
+
+    fn notes(&self) -> &[String] {
+        self.active.notes()
+    }
+
+    fn streaming(&self) -> Option<StreamingReport> {
+        self.active.streaming()
+    }
+
+    fn disk_bytes_per_second(&self) -> Option<f64> {
+        self.active.disk_bytes_per_second()
     }
 
     fn step_downs(&self) -> &[StepDown] {

@@ -19,6 +19,7 @@ use thiserror::Error;
 use crate::Limits;
 use crate::gguf::{ModelFile, ModelFileError};
 use crate::model::ModelSpec;
+use crate::packed_cache::PackedCache;
 
 pub use fallback::{FallbackDecoder, Moment, OnStepDown, StepDown};
 pub use ondine_kernels::KvType;
@@ -136,6 +137,22 @@ pub trait Decoder: Send {
     fn step_downs(&self) -> &[StepDown] {
         &[]
     }
+
+    /// What loading had to say, a sentence each.
+    fn notes(&self) -> &[String] {
+        &[]
+    }
+
+    /// What was read from the disk while computing, where the weights are larger than the memory they may take.
+    fn streaming(&self) -> Option<StreamingReport> {
+        None
+    }
+
+    /// Bytes per second that the disk reads streamed weights at, in order and without computing: measured now, for about
+    /// half a second. `None` where nothing is streamed or the disk cannot be read.
+    fn disk_bytes_per_second(&self) -> Option<f64> {
+        None
+    }
 }
 
 /// Tokens to append to one sequence.
@@ -220,8 +237,52 @@ pub struct LoadOptions {
     pub kv_type: KvType,
     /// Tokens computed together at most; `None` lets the backend choose by the model's widths.
     pub chunk: Option<usize>,
+    /// Where packed weights are kept from one start to the next; `None` packs them at every start.
+    pub packed_cache: Option<PackedCache>,
+    /// Most memory to use; weights that do not fit are read from the packed cache as they are needed.
+    pub memory_budget: Option<MemoryBudget>,
     /// Bounds for everything read from files.
     pub limits: Limits,
+}
+
+/// Most memory to use.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum MemoryBudget {
+    /// Bytes of the whole process: what it held before, keys and values and working buffers included.
+    Process(u64),
+    /// Bytes of weights alone.
+    Weights(u64),
+}
+
+/// Weights that were read from the disk while computing.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct StreamingReport {
+    /// Bytes of weights that stay in memory.
+    pub resident_bytes: u64,
+    /// Bytes of the buffers that weights are read into.
+    pub buffer_bytes: u64,
+    /// Bytes that were read and used.
+    pub bytes: u64,
+    /// Passes through the model, of one or more tokens each.
+    pub passes: u64,
+    /// Seconds that the passes took.
+    pub seconds: f64,
+    /// Experts that tokens were routed to, counted once per pass and layer.
+    pub experts_used: u64,
+    /// Of these, those that were in memory.
+    pub experts_kept: u64,
+}
+
+impl StreamingReport {
+    /// Bytes of a pass.
+    pub fn bytes_per_pass(&self) -> f64 {
+        self.bytes as f64 / self.passes.max(1) as f64
+    }
+
+    /// Bytes per second while computing.
+    pub fn bytes_per_second(&self) -> f64 {
+        self.bytes as f64 / self.seconds.max(f64::MIN_POSITIVE)
+    }
 }
 
 impl Default for LoadOptions {
@@ -231,6 +292,8 @@ impl Default for LoadOptions {
             threads: None,
             kv_type: KvType::F16,
             chunk: None,
+            packed_cache: None,
+            memory_budget: None,
             limits: Limits::default(),
         }
     }
@@ -306,6 +369,6 @@ pub enum BackendError {
     #[error("saved state {0}")]
     State(String),
     /// Reading or writing saved state failed.
-    #[error("saved state cannot be read or written: {0}")]
+    #[error("weights or saved state cannot be read or written: {0}")]
     Io(#[from] io::Error),
 }

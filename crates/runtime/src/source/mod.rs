@@ -6,7 +6,7 @@ mod view;
 
 use std::io;
 use std::ops::Range;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 pub use mmap::MappedFile;
@@ -39,6 +39,23 @@ pub trait ByteSource: Send + Sync {
     /// Tells the source that `range` will not be read again soon, so that a mapping can give its
     /// pages back. Never changes what a later read returns.
     fn release(&self, _range: Range<u64>) {}
+
+    /// Which file this is, where it is one that may be remembered from one start to the next. What is secret or only in
+    /// memory has none.
+    fn identity(&self) -> Option<FileIdentity> {
+        None
+    }
+}
+
+/// A file as it was when it was opened: another size or time is another file.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct FileIdentity {
+    /// Absolute path without links.
+    pub path: PathBuf,
+    /// Length.
+    pub bytes: u64,
+    /// Last modification, nanoseconds since 1970.
+    pub modified: u128,
 }
 
 /// A model that is already in memory.

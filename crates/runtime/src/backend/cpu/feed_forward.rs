@@ -39,7 +39,9 @@ pub(super) fn feed_forward<'e>(
                 shared,
             },
         ) => {
-            mixture(engine, spec, router, experts, shared.as_ref(), scratch);
+            let routed = route(engine, spec, router, scratch);
+            mixture(engine, spec, index, &routed, experts, scratch);
+            everyone(engine, spec, shared.as_ref(), scratch);
             None
         }
         _ => unreachable!("weights are loaded from the same description"),
@@ -81,35 +83,34 @@ fn gated(
 fn mixture(
     engine: &Engine,
     spec: &Experts,
-    router: &Matrix,
+    index: usize,
+    routed: &[(usize, usize, f32)],
     experts: &[GatedWeights],
-    shared: Option<&GatedWeights>,
     scratch: &mut Scratch,
 ) {
-    let (rows, width) = (scratch.rows, engine.spec.embedding);
-    let routed = route(engine, spec, router, scratch);
     scratch.branch.fill(0.0);
-    for (expert, weights) in experts.iter().enumerate() {
+    let mut wanted: Vec<usize> = routed.iter().map(|(_, expert, _)| *expert).collect();
+    wanted.sort_unstable();
+    wanted.dedup();
+    let weights = &engine.weights;
+    weights.with_experts(index, &wanted, experts, &mut |position, weights| {
+        let expert = wanted[position];
         let mine: Vec<(usize, f32)> = routed
             .iter()
             .filter(|(_, chosen, _)| *chosen == expert)
             .map(|(row, _, weight)| (*row, *weight))
             .collect();
-        if !mine.is_empty() {
-            run_expert(
-                engine,
-                &spec.experts[expert].activation,
-                weights,
-                &mine,
-                scratch,
-            );
-        }
-    }
+        let activation = &spec.experts[expert].activation;
+        run_expert(engine, activation, weights, &mine, scratch);
+    });
+}
+
+/// `branch += shared(normed)` where the model has an expert for every token.
+fn everyone(engine: &Engine, spec: &Experts, shared: Option<&GatedWeights>, scratch: &mut Scratch) {
     if let (Some(shared), Some(shared_spec)) = (shared, &spec.shared) {
-        let everyone: Vec<(usize, f32)> = (0..rows).map(|row| (row, 1.0)).collect();
+        let everyone: Vec<(usize, f32)> = (0..scratch.rows).map(|row| (row, 1.0)).collect();
         run_expert(engine, &shared_spec.activation, shared, &everyone, scratch);
     }
-    debug_assert_eq!(scratch.branch.len(), rows * width);
 }
 
 /// The chosen experts as (row, expert, weight), row by row.

@@ -1,11 +1,14 @@
 //! One layer, as the papers write it; the embedding before and the head after.
 
+use std::io;
+
 use ondine_kernels::{Epilogue, matmul, ops};
 
 use super::attention::attention;
 use super::convolution::short_convolution;
 use super::feed_forward::feed_forward;
 use super::scratch::Scratch;
+use super::streaming::HeadSlab;
 use super::weights::{LayerWeights, Matrix, MixerWeights, NormWeights};
 use super::{Engine, Part};
 use crate::model::{Norm, NormKind};
@@ -104,17 +107,20 @@ pub(super) fn logits<'s>(
     scratch.input.quantize(&context, &normed, rows.len(), width);
     scratch.logits.resize(rows.len() * spec.vocabulary, 0.0);
     let output = &engine.weights.output;
-    matmul(
-        &context,
-        &output.packed,
-        &scratch.input,
-        &mut scratch.logits,
-        &Epilogue {
-            bias: output.bias.as_deref(),
-            scale: spec.logit_scale,
-            accumulate: false,
-        },
-    );
+    match engine.weights.head_slabs() {
+        None => matmul(
+            &context,
+            &output.packed,
+            &scratch.input,
+            &mut scratch.logits,
+            &Epilogue {
+                bias: output.bias.as_deref(),
+                scale: spec.logit_scale,
+                accumulate: false,
+            },
+        ),
+        Some(slabs) => streamed_logits(engine, slabs, rows.len(), scratch),
+    }
     if let Some(cap) = spec.logit_softcap {
         ops::softcap(engine.isa, &mut scratch.logits, cap);
     }
@@ -139,6 +145,42 @@ pub(super) fn final_hidden(
         &mut normed,
     );
     normed
+}
+
+/// The product with an output head that is read part by part.
+fn streamed_logits(
+    engine: &Engine,
+    slabs: impl Iterator<Item = io::Result<HeadSlab>>,
+    rows: usize,
+    scratch: &mut Scratch,
+) {
+    let (spec, head) = (&engine.spec, &engine.weights.output);
+    let mut part = Vec::new();
+    for slab in slabs {
+        let slab = match slab {
+            Ok(slab) => slab,
+            Err(error) => return engine.weights.fail(error),
+        };
+        let columns = slab.first_row..slab.first_row + slab.matrix().rows();
+        part.resize(rows * columns.len(), 0.0);
+        let epilogue = Epilogue {
+            bias: head.bias.as_deref().map(|bias| &bias[columns.clone()]),
+            scale: spec.logit_scale,
+            accumulate: false,
+        };
+        let context = engine.context();
+        matmul(
+            &context,
+            slab.matrix(),
+            &scratch.input,
+            &mut part,
+            &epilogue,
+        );
+        let logits = scratch.logits.chunks_exact_mut(spec.vocabulary);
+        for (logits, part) in logits.zip(part.chunks_exact(columns.len())) {
+            logits[columns.clone()].copy_from_slice(part);
+        }
+    }
 }
 
 /// Which matrix finishes a branch, and which buffer it reads.

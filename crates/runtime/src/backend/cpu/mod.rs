@@ -2,29 +2,34 @@
 
 mod attention;
 mod convolution;
+mod experts;
 mod feed_forward;
 mod layer;
+mod loader;
 mod scratch;
+mod streaming;
 mod weights;
 
 use std::collections::BTreeMap;
 use std::io::{Read, Write};
 use std::ops::Range;
 use std::sync::Arc;
+use std::time::Instant;
 
 use ondine_kernels::{Context, Isa, KvShape, KvType, PAGE_TOKENS, ThreadPool};
 
 use super::{
-    Backend, BackendError, Decoder, DeviceReport, Fit, LoadOptions, MemoryReport, Run, Scored,
-    Scores, SequenceId, Unavailable, Wanted,
+    Backend, BackendError, Decoder, DeviceReport, Fit, LoadOptions, MemoryBudget, MemoryReport,
+    Run, Scored, Scores, SequenceId, StreamingReport, Unavailable, Wanted,
 };
 use crate::backend::rope::RopeTables;
 use crate::gguf::ModelFile;
 use crate::kv_cache::{History, LayerState, PageList, SequenceState};
 use crate::model::{Attention, Mixer, ModelSpec};
+use loader::Loaded;
+pub(super) use loader::read_vector;
 use scratch::Scratch;
 use weights::Weights;
-pub(super) use weights::read_vector;
 
 /// Rows whose logits are computed together: enough to read the head's weights rarely, few enough
 /// that a large vocabulary's logits stay small.
@@ -105,7 +110,23 @@ impl Backend for CpuBackend {
         if let Some(positions) = &spec.position_embedding {
             context = context.min(positions.rows);
         }
-        let weights = Weights::load(file, spec, &pool)?;
+        let chunk = options
+            .chunk
+            .map_or_else(|| chunk_for(spec), |chunk| chunk.max(1));
+        let budget = match options.memory_budget {
+            None => None,
+            Some(MemoryBudget::Weights(bytes)) => Some(bytes),
+            Some(MemoryBudget::Process(bytes)) => {
+                let per_position = kv_bytes_per_position(spec, options.kv_type).max(1);
+                if options.context.is_none() {
+                    let most = bytes / KV_SHARE / per_position;
+                    context = context.min((most as usize).max(LEAST_CONTEXT));
+                }
+                let others = working_bytes(spec, context, chunk, per_position);
+                Some(bytes.saturating_sub(others))
+            }
+        };
+        let Loaded { weights, notes } = loader::load(file, spec, &pool, options, budget)?;
         let ropes = RopeTables::new(file, spec, context)?;
         let mut scratch = Scratch::default();
         for input in [&mut scratch.input, &mut scratch.inner_input] {
@@ -121,15 +142,43 @@ impl Backend for CpuBackend {
                 pool,
             },
             context,
-            chunk: options
-                .chunk
-                .map_or_else(|| chunk_for(spec), |chunk| chunk.max(1)),
+            chunk,
+            notes,
             kv_type: options.kv_type,
             sequences: BTreeMap::new(),
             next_sequence: 0,
             scratch,
         }))
     }
+}
+
+/// Part of a memory budget that keys and values take at most where no context was asked for, as a divisor.
+const KV_SHARE: u64 = 6;
+
+/// Context that a memory budget leaves at least.
+const LEAST_CONTEXT: usize = 256;
+
+/// Bytes, beside the weights, that the process takes when it computes: what it takes already, keys and values of one
+/// sequence, working buffers, and a margin for what is small.
+fn working_bytes(spec: &ModelSpec, context: usize, chunk: usize, kv_per_position: u64) -> u64 {
+    const MARGIN: u64 = 16 << 20;
+    let scratch = Scratch::bytes_per_row(spec) * chunk;
+    let logits = HEAD_ROWS * spec.vocabulary * size_of::<f32>();
+    let rotations = spec.layers.iter().map(|layer| match &layer.mixer {
+        Mixer::Attention(attention) => attention.key_dim * size_of::<f32>(),
+        Mixer::ShortConvolution(_) => 0,
+    });
+    let rotations = rotations.max().unwrap_or(0) * context;
+    let held = resident_bytes().unwrap_or(0);
+    held + kv_per_position * context as u64 + (scratch + logits + rotations) as u64 + MARGIN
+}
+
+/// Bytes that this process holds in memory, where the system tells.
+fn resident_bytes() -> Option<u64> {
+    let status = std::fs::read_to_string("/proc/self/status").ok()?;
+    let line = status.lines().find(|line| line.starts_with("VmRSS:"))?;
+    let kilobytes: u64 = line.split_whitespace().nth(1)?.parse().ok()?;
+    Some(kilobytes * 1024)
 }
 
 /// Tokens whose working buffers stay within [`SCRATCH_BYTES`]: many, so that each weight is unpacked rarely.
@@ -193,6 +242,7 @@ struct CpuDecoder {
     engine: Engine,
     context: usize,
     chunk: usize,
+    notes: Vec<String>,
     kv_type: KvType,
     sequences: BTreeMap<SequenceId, SequenceState>,
     next_sequence: u64,
@@ -246,7 +296,7 @@ impl Decoder for CpuDecoder {
                     batch[*other].sequence == run.sequence
                 });
                 if rows == self.chunk || repeated {
-                    self.forward_chunk(batch, &chunk, scores);
+                    self.forward_chunk(batch, &chunk, scores)?;
                     chunk.clear();
                     rows = 0;
                 }
@@ -257,7 +307,7 @@ impl Decoder for CpuDecoder {
             }
         }
         if rows > 0 {
-            self.forward_chunk(batch, &chunk, scores);
+            self.forward_chunk(batch, &chunk, scores)?;
         }
         Ok(())
     }
@@ -309,6 +359,20 @@ impl Decoder for CpuDecoder {
             .load(length, input)
             .map_err(|error| BackendError::State(error.to_string()))?;
         Ok(self.insert(state))
+    }
+
+    fn notes(&self) -> &[String] {
+        &self.notes
+    }
+
+    fn streaming(&self) -> Option<StreamingReport> {
+        let streaming = self.engine.weights.streaming.as_ref();
+        streaming.map(|streaming| streaming.report())
+    }
+
+    fn disk_bytes_per_second(&self) -> Option<f64> {
+        let streaming = self.engine.weights.streaming.as_ref()?;
+        streaming.measure_disk().ok()
     }
 
     fn memory(&self) -> MemoryReport {
@@ -371,13 +435,15 @@ impl CpuDecoder {
         Ok(())
     }
 
-    /// Computes at most `self.chunk` tokens, given as (run, tokens of the run), each sequence once.
+    /// Computes at most `self.chunk` tokens, given as (run, tokens of the run), each sequence once. Fails only where
+    /// weights are streamed; the sequences are lost then, since some of their layers have seen the tokens.
     fn forward_chunk(
         &mut self,
         batch: &[Run<'_>],
         chunk: &[(usize, Range<usize>)],
         scores: &mut dyn FnMut(Scored<'_>),
-    ) {
+    ) -> Result<(), BackendError> {
+        let started = Instant::now();
         let mut parts = Vec::with_capacity(chunk.len());
         let mut rows = 0;
         for (run, tokens) in chunk {
@@ -399,8 +465,12 @@ impl CpuDecoder {
 
         self.scratch.resize(&self.engine.spec, rows);
         layer::embed(&self.engine, &tokens, &parts, &mut self.scratch);
-        for (index, weights) in self.engine.weights.layers.iter().enumerate() {
-            layer::layer(&self.engine, weights, index, &mut parts, &mut self.scratch);
+        for index in 0..self.engine.spec.layers.len() {
+            let weights = self.engine.weights.layer(index)?;
+            layer::layer(&self.engine, &weights, index, &mut parts, &mut self.scratch);
+        }
+        if let Some(error) = self.engine.weights.take_failure() {
+            return Err(error.into());
         }
         for part in &mut parts {
             part.state.length += part.rows.len();
@@ -415,7 +485,11 @@ impl CpuDecoder {
             self.sequences.insert(batch[*run].sequence, part.state);
         }
         self.hand_over_hidden(batch, chunk, scores);
-        self.score(batch, chunk, scores);
+        self.score(batch, chunk, scores)?;
+        if let Some(streaming) = &self.engine.weights.streaming {
+            streaming.count_pass(started.elapsed());
+        }
+        Ok(())
     }
 
     /// Hidden states of the runs that want them.
@@ -450,7 +524,7 @@ impl CpuDecoder {
         batch: &[Run<'_>],
         chunk: &[(usize, Range<usize>)],
         scores: &mut dyn FnMut(Scored<'_>),
-    ) {
+    ) -> Result<(), BackendError> {
         let wanted: Vec<(usize, usize, usize)> = chunk
             .iter()
             .flat_map(|(run, tokens)| tokens.clone().map(move |token| (*run, token)))
@@ -465,6 +539,9 @@ impl CpuDecoder {
             let rows: Vec<usize> = group.iter().map(|(row, ..)| *row).collect();
             let vocabulary = self.engine.spec.vocabulary;
             let logits = layer::logits(&self.engine, &rows, &mut self.scratch);
+            if let Some(error) = self.engine.weights.take_failure() {
+                return Err(error.into());
+            }
             for ((_, run, token), logits) in group.iter().zip(logits.chunks_exact_mut(vocabulary)) {
                 scores(Scored {
                     run: *run,
@@ -473,5 +550,6 @@ impl CpuDecoder {
                 });
             }
         }
+        Ok(())
     }
 }
