@@ -196,8 +196,8 @@ impl LoadArgs {
             let decoder = model
                 .load(only.as_ref(), options)
                 .map_err(|error| failed(&error))?;
-            for note in decoder.notes() {
-                output.note(note);
+            for note in decoder.notes().iter().filter(|_| !quiet) {
+                eprintln!("{note}");
             }
             return Ok(decoder);
         }
@@ -376,7 +376,7 @@ fn parse_size(text: &str) -> Result<u64, String> {
         .parse()
         .map_err(|_| format!("`{digits}` is not a number"))?;
     let bytes = number * unit as f64;
-    match bytes >= 0.0 && bytes < 1e18 {
+    match (0.0..1e18).contains(&bytes) {
         true => Ok(bytes as u64),
         false => Err("is out of range".into()),
     }

@@ -67,12 +67,12 @@ impl PackedMatrix {
     /// Alignment that [`from_bytes`](Self::from_bytes) wants for the best speed, bytes.
     pub const ALIGNMENT: usize = memory::ALIGNMENT;
 
-    /// Bytes of the packed form of a matrix.
+    /// Bytes of the interleaved form of a matrix.
     ///
     /// # Errors
     /// If a row does not fill whole blocks, or the shape is too large.
     pub fn packed_bytes(ty: TensorType, rows: usize, cols: usize) -> Result<usize, KernelError> {
-        Ok(Shape::new(ty, rows, cols)?.packed_bytes)
+        Ok(Shape::new(PackedForm::Interleaved, ty, rows, cols)?.packed_bytes)
     }
 
     /// Starts a matrix of `rows` rows of `cols` elements.
