@@ -152,7 +152,7 @@ impl Rotation {
         }
     }
 
-    /// Appends the cosines and the sines of a position, [pairs] each.
+    /// Appends the cosines and the sines of a position, `[pairs]` each.
     pub fn angles(&self, position: usize, cosines: &mut Vec<f32>, sines: &mut Vec<f32>) {
         for frequency in &self.frequencies {
             let (sine, cosine) = (position as f64 * frequency).sin_cos();

@@ -1,7 +1,7 @@
 //! Many conversations on one decoder.
 //!
 //! A thread of its own owns the decoder and computes all running conversations together, token by token
-//! ([`scheduler`]). Everything else talks to it through [`Engine::submit`] and reads [`Event`]s from a [`Ticket`]; dropping the
+//! (`scheduler`). Everything else talks to it through [`Engine::submit`] and reads [`Event`]s from a [`Ticket`]; dropping the
 //! ticket cancels the work.
 
 pub mod figures;

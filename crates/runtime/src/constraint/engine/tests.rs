@@ -109,7 +109,7 @@ fn closing_brings_json_to_its_end() {
         for seed in 0..20 {
             for free in [0, 3, 10, 30] {
                 let mut constraint = fixture.factory.build(&spec).unwrap();
-                let mut random = seed * 7919 + 1;
+                let mut random: u64 = seed * 7919 + 1;
                 let mut text = Vec::new();
                 for step in 0..free + 120 {
                     if constraint.must_stop() {
@@ -119,11 +119,13 @@ fn closing_brings_json_to_its_end() {
                         true => constraint.mask().unwrap(),
                         false => constraint.closing_mask().unwrap(),
                     };
-                    random = random * 25_214_903_917 % 281_474_976_710_597;
+                    random = random
+                        .wrapping_mul(6_364_136_223_846_793_005)
+                        .wrapping_add(1);
                     let allowed: Vec<u32> = (0..fixture.tokenizer.vocab_len() as u32)
                         .filter(|&token| mask.allows(token))
                         .collect();
-                    let token = allowed[random as usize % allowed.len()];
+                    let token = allowed[(random >> 33) as usize % allowed.len()];
                     constraint.commit(token).unwrap();
                     if fixture.tokenizer.is_end_of_generation(token) {
                         break;
