@@ -110,6 +110,7 @@ pub enum KvTypeArg {
 
 impl ModelArgs {
     /// The model `name`, opened with nothing else.
+    #[cfg(feature = "serve")]
     pub fn named(name: &str) -> Self {
         ModelArgs {
             model: name.to_owned(),
