@@ -507,12 +507,12 @@ fn disks_that_are_full_or_closed() {
     // Root may write anywhere, so this says something for other users only.
     let closed = fs::Permissions::from_mode(0o555);
     fs::set_permissions(place.at("store/work"), closed).expect("closed");
-    let probe = fs::write(place.at("store/work/probe"), "");
+    let probe = fs::write(place.at("store/work/can-write"), "");
     if probe.is_err() {
         refused(&place.update(&place.at("site")), 1, "ermission");
     }
     fs::set_permissions(place.at("store/work"), fs::Permissions::from_mode(0o755)).expect("opened");
-    let _ = fs::remove_file(place.at("store/work/probe"));
+    let _ = fs::remove_file(place.at("store/work/can-write"));
     assert_eq!(place.ask().code, 0);
     let after = place.update(&place.at("site"));
     assert_eq!(after.code, 0, "{}", after.err);

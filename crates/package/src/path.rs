@@ -3,14 +3,15 @@
 use std::cmp::Ordering;
 use std::fmt;
 use std::path::{Path, PathBuf};
+use unicode_normalization::UnicodeNormalization;
 
 /// Longest path in bytes.
 const PATH_BYTES: usize = 1024;
 /// Longest component in bytes: the limit of most file systems.
 const COMPONENT_BYTES: usize = 255;
 
-/// A checked path: `/` between components, none of them empty, `.` or `..`; no backslash, colon or control character; no
-/// name that one system would read differently from another.
+/// A checked path: `/` between components, none of them empty, `.` or `..`; no backslash, colon, control or invisible character,
+/// nor one that looks like a separator or a dot; no name that one system would read differently from another.
 #[derive(Clone, PartialEq, Eq, Hash)]
 pub struct BundlePath(String);
 
@@ -62,9 +63,11 @@ impl BundlePath {
             .is_some_and(|rest| rest.is_empty() || rest.starts_with('/'))
     }
 
-    /// The key under which two paths collide on a system that ignores case.
+    /// The key under which two paths collide on a system that ignores case, or that composes and decomposes letters.
     pub fn folded(&self) -> String {
-        self.0.to_lowercase()
+        // Twice, since lower case may leave something to compose.
+        let lower: String = self.0.nfkc().flat_map(char::to_lowercase).collect();
+        lower.nfkc().flat_map(char::to_lowercase).collect()
     }
 }
 
@@ -97,13 +100,60 @@ fn fault(path: &str) -> Option<&'static str> {
     if path.len() > PATH_BYTES {
         return Some("it is longer than 1024 bytes");
     }
-    if path
-        .chars()
-        .any(|c| c.is_control() || matches!(c, '\\' | ':' | '\u{feff}' | '\u{202a}'..='\u{202e}'))
-    {
-        return Some("it holds a backslash, a colon or an invisible character");
+    if path.chars().any(is_reserved) {
+        return Some(
+            "it holds a backslash, a colon or another character that some system reserves",
+        );
+    }
+    if path.chars().any(is_invisible) {
+        return Some("it holds an invisible character");
+    }
+    if path.chars().any(is_look_alike) {
+        return Some("it holds a character that looks like a dot, a slash, a backslash or a colon");
     }
     path.split('/').find_map(component_fault)
+}
+
+fn is_reserved(c: char) -> bool {
+    c.is_control() || matches!(c, '\\' | ':' | '<' | '>' | '"' | '|' | '?' | '*')
+}
+
+/// Characters without a picture: format characters, fillers, selectors of variants, tags, and what belongs to no script.
+pub(crate) fn is_invisible(c: char) -> bool {
+    matches!(c,
+        '\u{ad}' | '\u{34f}' | '\u{61c}' | '\u{115f}' | '\u{1160}' | '\u{17b4}' | '\u{17b5}' | '\u{180b}'..='\u{180f}'
+        | '\u{200b}'..='\u{200f}' | '\u{2028}'..='\u{202e}' | '\u{2060}'..='\u{206f}' | '\u{3164}' | '\u{fe00}'..='\u{fe0f}'
+        | '\u{feff}' | '\u{ffa0}' | '\u{fff0}'..='\u{ffff}' | '\u{1bca0}'..='\u{1bca3}' | '\u{1d173}'..='\u{1d17a}'
+        | '\u{e000}'..='\u{f8ff}' | '\u{e0000}'..='\u{10ffff}')
+        || c.is_whitespace() && c != ' '
+}
+
+/// What a reader, or a system that normalises names, takes for one of `. / \ :`.
+fn is_look_alike(c: char) -> bool {
+    matches!(
+        c,
+        '\u{2024}'
+            ..='\u{2026}'
+                | '\u{2044}'
+                | '\u{2215}'
+                | '\u{2216}'
+                | '\u{2236}'
+                | '\u{29f5}'
+                | '\u{29f8}'
+                | '\u{29f9}'
+                | '\u{3002}'
+                | '\u{a789}'
+                | '\u{fe13}'
+                | '\u{fe30}'
+                | '\u{fe52}'
+                | '\u{fe55}'
+                | '\u{fe68}'
+                | '\u{ff0e}'
+                | '\u{ff0f}'
+                | '\u{ff1a}'
+                | '\u{ff3c}'
+                | '\u{ff61}'
+    )
 }
 
 fn component_fault(component: &str) -> Option<&'static str> {
@@ -175,11 +225,34 @@ mod tests {
             "com1",
             "a/lpt9.gguf",
             "\u{202e}a",
+            "a\u{200b}",
+            "a\u{a0}b",
+            "a\u{ff0f}b",
+            "a\u{2215}b",
+            "\u{ff0e}\u{ff0e}/a",
+            "\u{2025}/a",
+            "c\u{ff1a}a",
+            "a*",
+            "a|b",
             &long,
         ] {
             assert!(BundlePath::parse(path).is_err(), "{path:?}");
         }
         assert!(BundlePath::parse(&"a/".repeat(600)).is_err());
+    }
+
+    #[test]
+    fn names_that_some_system_takes_for_the_same_fold_together() {
+        let folded = |path: &str| BundlePath::parse(path).unwrap().folded();
+        for (a, b) in [
+            ("Model.GGUF", "model.gguf"),
+            ("gro\u{308}ße", "gr\u{f6}ße"),
+            ("\u{ff4d}odel", "model"),
+            ("\u{212a}", "k"),
+        ] {
+            assert_eq!(folded(a), folded(b));
+        }
+        assert_ne!(folded("model"), folded("m\u{43e}del"));
     }
 
     #[test]

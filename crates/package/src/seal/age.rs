@@ -142,7 +142,7 @@ impl Identity {
         Recipient(self.public)
     }
 
-    fn from_secret(secret: Zeroizing<[u8; 32]>) -> Result<Self, SealError> {
+    pub(super) fn from_secret(secret: Zeroizing<[u8; 32]>) -> Result<Self, SealError> {
         let refused = |_| SealError::Key {
             what: "identity",
             reason: "the key is not usable",
@@ -255,15 +255,12 @@ fn open_stanza(identity: &Identity, share: &[u8; 32], body: &[u8]) -> Option<Fil
 }
 
 /// `None` also when the shared secret is all zeros, which the format forbids.
-fn wrapping_key(
+pub(super) fn agreed<T>(
     mine: &Identity,
     theirs: &[u8; 32],
-    share: &[u8; 32],
-    recipient: &[u8; 32],
-) -> Option<LessSafeKey> {
+    with: impl FnOnce(&[u8]) -> Option<T>,
+) -> Option<T> {
     let key = PrivateKey::from_private_key(&X25519, mine.secret.as_ref()).ok()?;
-    let salt: Vec<u8> = share.iter().chain(recipient).copied().collect();
-    let mut out = Zeroizing::new([0; 32]);
     agree(
         &key,
         UnparsedPublicKey::new(&X25519, theirs),
@@ -272,10 +269,23 @@ fn wrapping_key(
             if secret.iter().fold(0, |sum, byte| sum | byte) == 0 {
                 return Err(());
             }
-            derive(&salt, secret, &[WRAP_INFO], &mut out).ok_or(())
+            with(secret).ok_or(())
         },
     )
-    .ok()?;
+    .ok()
+}
+
+fn wrapping_key(
+    mine: &Identity,
+    theirs: &[u8; 32],
+    share: &[u8; 32],
+    recipient: &[u8; 32],
+) -> Option<LessSafeKey> {
+    let salt: Vec<u8> = share.iter().chain(recipient).copied().collect();
+    let mut out = Zeroizing::new([0; 32]);
+    agreed(mine, theirs, |secret| {
+        derive(&salt, secret, &[WRAP_INFO], &mut out)
+    })?;
     UnboundKey::new(&CHACHA20_POLY1305, out.as_ref())
         .ok()
         .map(LessSafeKey::new)
@@ -289,15 +299,28 @@ fn header_key(key: &FileKey) -> hmac::Key {
 
 /// HKDF-SHA256, 32 bytes.
 pub(super) fn derive(salt: &[u8], secret: &[u8], info: &[&[u8]], out: &mut [u8; 32]) -> Option<()> {
+    derive_any(salt, secret, info, out)
+}
+
+/// HKDF-SHA256 (RFC 5869) of any length that it has.
+pub(super) fn derive_any(salt: &[u8], secret: &[u8], info: &[&[u8]], out: &mut [u8]) -> Option<()> {
     let key = hkdf::Salt::new(hkdf::HKDF_SHA256, salt).extract(secret);
     let filled = key
-        .expand(info, hkdf::HKDF_SHA256)
+        .expand(info, OutputBytes(out.len()))
         .and_then(|okm| okm.fill(out));
     if filled.is_err() {
         out.zeroize();
         return None;
     }
     Some(())
+}
+
+struct OutputBytes(usize);
+
+impl hkdf::KeyType for OutputBytes {
+    fn len(&self) -> usize {
+        self.0
+    }
 }
 
 type Stanza<'a> = (Vec<&'a str>, Vec<u8>);

@@ -106,7 +106,7 @@ impl ChunkKey {
 }
 
 /// HChaCha20: the key of ChaCha20 that makes it XChaCha20 with this start of the nonce.
-fn extend(key: &[u8; 32], nonce: &[u8; 16]) -> Zeroizing<[u8; 32]> {
+pub(super) fn extend(key: &[u8; 32], nonce: &[u8; 16]) -> Zeroizing<[u8; 32]> {
     let mut out = Zeroizing::new([0; 32]);
     out.copy_from_slice(&hchacha::<R20>(key.into(), nonce.into()));
     out

@@ -21,6 +21,8 @@ mod reader;
 #[cfg(test)]
 mod tests;
 mod writer;
+#[cfg(test)]
+mod wycheproof;
 
 pub use age::{Identity, Recipient};
 pub use cipher::Cipher;

@@ -52,11 +52,12 @@ pub(super) fn open(bytes: &[u8], key: &PublicKey) -> Result<Vec<u8>, SignatureEr
         ));
     }
     let material = bundle.verification_material.public_key;
-    if let Some(hint) = material.hint.filter(|hint| !hint.is_empty())
-        && hint != key.hint().to_hex()
+    if let Some(hint) = material.hint.as_ref().filter(|hint| !hint.is_empty())
+        && *hint != key.hint().to_hex()
     {
         return Err(SignatureError::OtherKey(hint.chars().take(64).collect()));
     }
+    check_beside_hint(&material, key)?;
     let envelope = bundle.dsse_envelope;
     if envelope.payload_type != PAYLOAD_TYPE {
         return Err(refused(format!(
@@ -83,6 +84,22 @@ pub(super) fn open(bytes: &[u8], key: &PublicKey) -> Result<Vec<u8>, SignatureEr
         &decode(&signature.sig)?,
     )?;
     Ok(payload)
+}
+
+/// A key beside the hint must be the key that is trusted: nothing here is taken from the file, but another reader might.
+fn check_beside_hint(material: &PublicKeyHint, key: &PublicKey) -> Result<(), SignatureError> {
+    let other = || refused("it carries another key than the one that is trusted");
+    if let Some(raw) = &material.raw_bytes {
+        let bytes = STANDARD.decode(raw).map_err(|_| other())?;
+        let pem = key.to_pem();
+        if bytes != key.raw() && bytes != pem.as_bytes() && Some(bytes) != key.to_der() {
+            return Err(other());
+        }
+    }
+    match &material.key_details {
+        Some(details) if details != key.details() => Err(other()),
+        _ => Ok(()),
+    }
 }
 
 fn pre_authentication_encoding(payload: &[u8]) -> Vec<u8> {
@@ -117,7 +134,7 @@ struct Material {
     tlog_entries: Vec<serde_json::Value>,
 }
 
-/// `rawBytes` and `keyDetails` are what early writers put beside the hint; they are not used.
+/// `rawBytes` and `keyDetails` are what early writers put beside the hint; they must agree with the key that is trusted.
 #[derive(Serialize, Deserialize)]
 #[serde(deny_unknown_fields, rename_all = "camelCase")]
 struct PublicKeyHint {

@@ -37,6 +37,12 @@ pub enum SignatureError {
     /// The signature does not belong to what it signs.
     #[error("the signature does not match its content; the signature file was changed")]
     Invalid,
+    /// A signature by identity does not hold.
+    #[error("the signature is refused: {0}")]
+    Identity(String),
+    /// The trusted root cannot be used.
+    #[error("the trusted root is refused: {0}; fetch it again")]
+    TrustedRoot(String),
     /// What was signed breaks a rule.
     #[error("the signed statement is refused: {0}; sign the model again")]
     Statement(String),

@@ -230,6 +230,14 @@ impl PublicKey {
 
     /// PEM (`PUBLIC KEY`), ending in a line end.
     pub fn to_pem(&self) -> String {
+        self.to_der()
+            .and_then(|der| pkcs8::der::Document::try_from(der).ok())
+            .and_then(|document| document.to_pem("PUBLIC KEY", LineEnding::LF).ok())
+            .unwrap_or_default()
+    }
+
+    /// `SubjectPublicKeyInfo` (RFC 5280).
+    pub(super) fn to_der(&self) -> Option<Vec<u8>> {
         let curve = self.algorithm.curve();
         let info = SubjectPublicKeyInfoRef {
             algorithm: AlgorithmIdentifierRef {
@@ -240,17 +248,19 @@ impl PublicKey {
                 },
                 parameters: curve.as_ref().map(Into::into),
             },
-            subject_public_key: match BitStringRef::from_bytes(&self.bytes) {
-                Ok(bits) => bits,
-                Err(_) => return String::new(),
-            },
+            subject_public_key: BitStringRef::from_bytes(&self.bytes).ok()?,
         };
-        let Ok(der) = info.to_der() else {
-            return String::new();
-        };
-        pkcs8::der::Document::try_from(der)
-            .and_then(|document| document.to_pem("PUBLIC KEY", LineEnding::LF))
-            .unwrap_or_default()
+        info.to_der().ok()
+    }
+
+    /// How Sigstore's `PublicKeyDetails` names the algorithm.
+    pub(super) fn details(&self) -> &'static str {
+        match self.algorithm {
+            Algorithm::EcdsaP256 => "PKIX_ECDSA_P256_SHA_256",
+            Algorithm::EcdsaP384 => "PKIX_ECDSA_P384_SHA_384",
+            Algorithm::EcdsaP521 => "PKIX_ECDSA_P521_SHA_512",
+            Algorithm::Ed25519 => "PKIX_ED25519",
+        }
     }
 
     /// SHA-256 of the PEM text: how signature files name a key.

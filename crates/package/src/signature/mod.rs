@@ -9,11 +9,14 @@
 
 mod envelope;
 mod error;
+mod identity;
 mod keys;
 mod statement;
 #[cfg(test)]
 mod tests;
 mod tree;
+#[cfg(test)]
+mod wycheproof;
 
 use crate::Limits;
 use crate::bundle::{MANIFEST_NAME, Manifest};
@@ -23,6 +26,7 @@ use statement::{HashType, Statement};
 use std::path::{Path, PathBuf};
 
 pub use error::SignatureError;
+pub use identity::{Signed, Signer, VerifiedIdentity, verify_identity};
 pub use keys::{Algorithm, PrivateKey, PublicKey};
 pub use tree::walk;
 
@@ -33,8 +37,8 @@ pub struct Verified {
     pub name: String,
     /// SHA-256 over the files' digests in order: the identity of the whole.
     pub root: Digest,
-    /// SHA-256 of the key's PEM: which key signed.
-    pub key: Digest,
+    /// SHA-256 of the key's PEM: which key signed; none when it was the key of a certificate.
+    pub key: Option<Digest>,
     /// The files, in order of path; empty for a model of one file.
     pub files: Vec<(BundlePath, Digest)>,
     /// Paths that the signer left out: nothing is known about what is there.
@@ -83,26 +87,11 @@ pub fn verify(
     key: &PublicKey,
     limits: &Limits,
 ) -> Result<Verified, SignatureError> {
-    let bytes = read_bounded(signature, limits.signature_bytes).map_err(|source| {
-        SignatureError::Unreadable {
-            path: signature.display().to_string(),
-            source,
-        }
-    })?;
+    let bytes = read_signature(signature, limits)?;
     let payload = envelope::open(&bytes, key)?;
     let statement = Statement::parse(&payload, limits)?;
     check_files(model, signature, &statement, limits)?;
-    Ok(Verified {
-        name: statement.name,
-        root: statement.root,
-        key: key.hint(),
-        files: statement
-            .resources
-            .into_iter()
-            .filter_map(|(name, digest)| Some((BundlePath::parse(&name).ok()?, digest)))
-            .collect(),
-        ignored: statement.ignored,
-    })
+    Ok(statement.verified(Some(key.hint())))
 }
 
 /// Verifies a signature over a bundle whose files are not here yet: the statement must list the manifest, `manifest_bytes`, and
@@ -138,16 +127,16 @@ pub fn verify_manifest(
     if let Some((name, _)) = signed.iter().find(|file| !wanted.contains(file)) {
         return Err(SignatureError::Missing(name.clone()));
     }
-    Ok(Verified {
-        name: statement.name,
-        root: statement.root,
-        key: key.hint(),
-        files: statement
-            .resources
-            .into_iter()
-            .filter_map(|(name, digest)| Some((BundlePath::parse(&name).ok()?, digest)))
-            .collect(),
-        ignored: statement.ignored,
+    Ok(statement.verified(Some(key.hint())))
+}
+
+fn read_signature(path: &Path, limits: &Limits) -> Result<Vec<u8>, SignatureError> {
+    read_bounded(path, limits.signature_bytes).map_err(|source| match source.kind() {
+        std::io::ErrorKind::InvalidData => SignatureError::Envelope(source.to_string()),
+        _ => SignatureError::Unreadable {
+            path: path.display().to_string(),
+            source,
+        },
     })
 }
 

@@ -1,15 +1,18 @@
 //! What is signed: an in-toto statement whose predicate lists the files.
 
-use super::SignatureError;
 use super::tree::SINGLE_FILE;
+use super::{SignatureError, Verified};
 use crate::Limits;
 use crate::digest::Digest;
-use crate::path::BundlePath;
+use crate::path::{BundlePath, is_invisible};
 use serde::{Deserialize, Serialize};
+use std::collections::HashSet;
 
 const STATEMENT_TYPE: &str = "https://in-toto.io/Statement/v1";
 const PREDICATE_TYPE: &str = "https://model_signing/signature/v1.0";
 const METHOD: &str = "files";
+/// Bytes of a subject's name.
+const MOST_NAME: usize = 1024;
 
 /// A checked statement: resources in order, each once, their digests summing up to `root`.
 pub(super) struct Statement {
@@ -74,6 +77,32 @@ impl Statement {
         serde_json::to_string(&wire).unwrap_or_default()
     }
 
+    /// Whether the payload says that it is about a model's files, in any version of the format.
+    pub fn is_of_model(bytes: &[u8]) -> bool {
+        #[derive(Deserialize)]
+        struct Kind {
+            #[serde(rename = "predicateType")]
+            predicate_type: String,
+        }
+        serde_json::from_slice::<Kind>(bytes)
+            .is_ok_and(|kind| kind.predicate_type.starts_with("https://model_signing/"))
+    }
+
+    /// What it says, once its signature and its files are checked.
+    pub fn verified(self, key: Option<Digest>) -> Verified {
+        Verified {
+            name: self.name,
+            root: self.root,
+            key,
+            files: self
+                .resources
+                .into_iter()
+                .filter_map(|(name, digest)| Some((BundlePath::parse(&name).ok()?, digest)))
+                .collect(),
+            ignored: self.ignored,
+        }
+    }
+
     pub fn parse(bytes: &[u8], limits: &Limits) -> Result<Self, SignatureError> {
         let wire: Wire = serde_json::from_slice(bytes)
             .map_err(|error| refused(format!("it is not of the right shape ({error})")))?;
@@ -85,12 +114,18 @@ impl Statement {
         }
         let [subject] = <[Subject; 1]>::try_from(wire.subject)
             .map_err(|_| refused("it does not have exactly one subject"))?;
+        check_subject_name(&subject.name)?;
         let serialization = wire.predicate.serialization;
         if serialization.method != METHOD {
             return Err(refused(format!(
                 "files are serialised by {:?}, only \"files\" is read",
                 serialization.method
             )));
+        }
+        if serialization.allow_symlinks {
+            return Err(refused(
+                "it lets symbolic links lead out of the model; sign without them",
+            ));
         }
         let hash_type = serialization.hash_type;
         let resources = wire.predicate.resources;
@@ -130,6 +165,17 @@ impl Statement {
     }
 }
 
+/// The name is for people only; it must not move a terminal's cursor or look like a place. Some writers leave it empty.
+fn check_subject_name(name: &str) -> Result<(), SignatureError> {
+    let odd = |c: char| c.is_control() || is_invisible(c) || matches!(c, '/' | '\\');
+    if name.len() > MOST_NAME || matches!(name, "." | "..") || name.chars().any(odd) {
+        return Err(refused(
+            "its subject's name is too long, a path, or holds invisible characters",
+        ));
+    }
+    Ok(())
+}
+
 fn check_names(resources: &[Resource], ignored: &[BundlePath]) -> Result<(), SignatureError> {
     if let [only] = resources
         && only.name == SINGLE_FILE
@@ -144,6 +190,12 @@ fn check_names(resources: &[Resource], ignored: &[BundlePath]) -> Result<(), Sig
         return Err(refused(
             "its files are not in order, or one is listed twice",
         ));
+    }
+    let mut seen = HashSet::new();
+    if let Some(name) = names.iter().find(|name| !seen.insert(name.folded())) {
+        return Err(refused(format!(
+            "some systems take {name} and another of its files for the same"
+        )));
     }
     match names
         .iter()
@@ -187,8 +239,9 @@ struct SubjectDigest {
     sha256: Digest,
 }
 
-/// The specification lets later versions add properties here, which a reader of this version ignores.
+/// The specification lets later versions add properties here. They are refused, since nobody knows yet what they would change.
 #[derive(Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
 struct Predicate {
     serialization: Serialization,
     resources: Vec<Resource>,

@@ -49,7 +49,7 @@ fn version(name: &str, number: u64) -> Version {
     let verified = Verified {
         name: name.into(),
         root: Digest([0; 32]),
-        key: Digest([0; 32]),
+        key: Some(Digest([0; 32])),
         files: vec![(
             BundlePath::parse(MANIFEST_NAME).unwrap(),
             Digest::sha256(&manifest),
