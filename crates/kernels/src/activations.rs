@@ -4,15 +4,17 @@ use std::ops::Range;
 
 use half::{bf16, f16};
 
-use crate::arch::product::quantize_rows;
+use crate::arch::product::{quantize_rows, quantize_span_rows};
 use crate::arch::threads::DisjointPieces;
-use crate::packed::layout::BLOCK;
+use crate::packed::layout::{BLOCK, SPAN, spec};
 use crate::{Context, TensorType};
 
 /// Tokens of a full tile.
 pub(crate) const TILE: usize = 16;
-/// Words of one token in one block: 8 of codes, the scale, the negated sum of the codes, that of the first 16, and the
-/// scale times the negated sum as f32.
+/// Words of one token in one block: 8 of codes and the scale, then, where each block has its own scale, the negated sum of
+/// the codes, that of the first 16, and the scale times the negated sum as f32; where a span shares the scale, the negated
+/// sums of the first and the last 16 codes, and in blocks of even index that of this and that of the next block as a pair
+/// of 16 bits each.
 pub(crate) const WORDS: usize = 12;
 /// From this many elements on, quantising is worth all threads.
 const PARALLEL: usize = 1 << 15;
@@ -20,32 +22,46 @@ const PARALLEL: usize = 1 << 15;
 /// A batch of inputs in the forms that the weights need; reused from step to step.
 ///
 /// Quantised weights take blocks of 32 signed bytes with an f32 scale (the largest size / 127, codes rounded to the
-/// nearest even) and the sum of their codes; float weights take the numbers rounded to their own type, as other engines
-/// do, so that results compare. A block with a number that is not finite becomes NaN as a whole; one whose numbers are
-/// all below 1e-30 becomes zero.
-#[derive(Clone, Debug)]
+/// nearest even) and the sums of their codes; where the format's own scales have a common unit for 256 columns, one scale
+/// for 256 codes. Float weights take the numbers rounded to their own type. Other engines do the same, so that results
+/// compare. A block with a number that is not finite becomes NaN as a whole; one whose numbers are all below 1e-30
+/// becomes zero.
+#[derive(Clone, Debug, Default)]
 pub struct Activations {
     tokens: usize,
     cols: usize,
-    /// Tiles of up to 16 tokens: [block][codes: [token, 8], then four words for each token];
-    /// empty where rows do not
-    /// fill whole blocks.
-    panels: Vec<Line>,
-    /// The types of float weights that will read this, and the inputs rounded to each, [tokens, cols].
-    floats: Vec<(TensorType, Vec<f32>)>,
+    /// Types and columns of the matrices that will read this; any if unknown.
+    readers: Option<Vec<(TensorType, usize)>>,
+    /// Tiles of up to 16 tokens: [block][codes: [token, 8], then four words for each token]; empty where no matrix needs
+    /// them or rows do not fill whole blocks. First with a scale for each block, then with one for each span.
+    panels: [Vec<Line>; 2],
+    /// Inputs rounded to each type of float weights that will read this, [tokens, cols].
+    floats: [Vec<f32>; FLOATS.len()],
 }
 
-impl Default for Activations {
-    /// For weights of any type.
-    fn default() -> Self {
-        let mut activations = Activations {
-            tokens: 0,
-            cols: 0,
-            panels: Vec::new(),
-            floats: Vec::new(),
-        };
-        activations.set_float_types(&[TensorType::F32, TensorType::F16, TensorType::BF16]);
-        activations
+/// The types of float weights.
+const FLOATS: [TensorType; 3] = [TensorType::F32, TensorType::F16, TensorType::BF16];
+
+/// How inputs are quantised.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Scaling {
+    /// One scale for each block.
+    Blocks = 0,
+    /// One scale for [`SPAN`] blocks.
+    Spans = 1,
+}
+
+impl Scaling {
+    /// What matrices of type `ty` take; `None` for floats.
+    pub(crate) fn of(ty: TensorType) -> Option<Scaling> {
+        if FLOATS.contains(&ty) {
+            return None;
+        }
+        Some(if spec(ty).by_spans() {
+            Scaling::Spans
+        } else {
+            Scaling::Blocks
+        })
     }
 }
 
@@ -66,10 +82,19 @@ pub(crate) struct TokenTile {
 }
 
 impl Activations {
-    /// Keeps the forms for these types of float weights from now on, besides the one for quantised weights: saves copies
-    /// where a model has no such matrices.
-    pub fn set_float_types(&mut self, types: &[TensorType]) {
-        self.floats = types.iter().map(|&ty| (ty, Vec::new())).collect();
+    /// Makes only what matrices of these types and columns read from now on: saves copies where others do not occur.
+    pub fn read_only_by(&mut self, matrices: impl IntoIterator<Item = (TensorType, usize)>) {
+        let mut readers: Vec<_> = matrices.into_iter().collect();
+        readers.sort_unstable_by_key(|&(ty, cols)| (ty as u32, cols));
+        readers.dedup();
+        self.readers = Some(readers);
+    }
+
+    /// Whether there is a reader of this many columns whose type is `wanted`.
+    fn is_read(&self, cols: usize, wanted: impl Fn(TensorType) -> bool) -> bool {
+        self.readers
+            .as_ref()
+            .is_none_or(|readers| readers.iter().any(|&(ty, of)| of == cols && wanted(ty)))
     }
 
     /// Takes `x`, [tokens, cols].
@@ -82,26 +107,36 @@ impl Activations {
             .expect("inputs that fit into memory");
         assert_eq!(x.len(), len, "inputs of {tokens} tokens of {cols}");
         (self.tokens, self.cols) = (tokens, cols);
-        let blocks = if cols.is_multiple_of(BLOCK) {
-            cols / BLOCK
-        } else {
-            0
-        };
-        for (_, floats) in &mut self.floats {
-            floats.resize(len, 0.0);
+        let blocks = cols / BLOCK;
+        let panel_words = panel_start(tokens) * blocks * WORDS;
+        let words =
+            [(Scaling::Blocks, BLOCK), (Scaling::Spans, SPAN * BLOCK)].map(|(form, whole)| {
+                let wanted = cols.is_multiple_of(whole)
+                    && self.is_read(cols, |ty| Scaling::of(ty) == Some(form));
+                if wanted { panel_words } else { 0 }
+            });
+        for (ty, index) in FLOATS.into_iter().zip(0..) {
+            let wanted = self.is_read(cols, |reader| reader == ty);
+            self.floats[index].resize(if wanted { len } else { 0 }, 0.0);
         }
-        let words = panel_start(tokens) * blocks * WORDS;
-        self.panels.resize(words.div_ceil(16), Line::default());
+        for (panels, words) in self.panels.iter_mut().zip(words) {
+            panels.resize(words.div_ceil(16), Line::default());
+        }
         if len == 0 {
             return;
         }
 
-        let panels = &mut bytemuck::cast_slice_mut::<Line, i32>(&mut self.panels)[..words];
-        let panels = DisjointPieces::new(panels, (TILE * blocks * WORDS).max(1));
-        let floats: Vec<_> = self
-            .floats
-            .iter_mut()
-            .map(|(ty, floats)| (*ty, DisjointPieces::new(floats, TILE * cols)))
+        let piece = (TILE * blocks * WORDS).max(1);
+        let [by_block, by_span] = &mut self.panels;
+        let panels = [(by_block, words[0]), (by_span, words[1])].map(|(panels, words)| {
+            let panels = &mut bytemuck::cast_slice_mut::<Line, i32>(panels)[..words];
+            (words > 0).then(|| DisjointPieces::new(panels, piece))
+        });
+        let floats: Vec<_> = FLOATS
+            .into_iter()
+            .zip(&mut self.floats)
+            .filter(|(_, floats)| !floats.is_empty())
+            .map(|(ty, floats)| (ty, DisjointPieces::new(floats, TILE * cols)))
             .collect();
         let work = |index: usize| {
             let range = index * TILE..tokens.min((index + 1) * TILE);
@@ -109,13 +144,18 @@ impl Activations {
             for (ty, floats) in &floats {
                 round_to(*ty, x, floats.take(index));
             }
-            if blocks > 0 {
+            for (form, panels) in panels.iter().enumerate() {
+                let Some(panels) = panels else { continue };
                 let mut rest = panels.take(index);
                 for tile in tiles(range.clone(), tokens) {
                     let (panel, later) = rest.split_at_mut(tile.width * blocks * WORDS);
                     rest = later;
                     let x = &x[(tile.first - range.start) * cols..][..tile.tokens * cols];
-                    quantize_rows(context.isa, x, cols, tile.width, panel);
+                    if form == Scaling::Blocks as usize {
+                        quantize_rows(context.isa, x, cols, tile.width, panel);
+                    } else {
+                        quantize_span_rows(context.isa, x, cols, tile.width, panel);
+                    }
                 }
             }
         };
@@ -139,17 +179,27 @@ impl Activations {
 
     /// Bytes of the buffers.
     pub fn bytes(&self) -> usize {
-        let floats = self.floats.iter().map(|(_, floats)| floats.capacity() * 4);
-        self.panels.capacity() * size_of::<Line>() + floats.sum::<usize>()
+        let floats = self.floats.iter().map(|floats| floats.capacity() * 4);
+        let panels = self
+            .panels
+            .iter()
+            .map(|panels| panels.capacity() * size_of::<Line>());
+        panels.chain(floats).sum()
     }
 
     /// Inputs as float weights of type `ty` take them, [tokens, cols].
     ///
     /// # Panics
-    /// If `ty` was left out by [`set_float_types`](Self::set_float_types).
+    /// If no reader that was announced is of this type and size.
     pub(crate) fn floats(&self, ty: TensorType) -> &[f32] {
-        let kept = self.floats.iter().find(|(kept, _)| *kept == ty);
-        &kept.expect("activations that keep this type").1
+        let index = FLOATS.iter().position(|&of| of == ty);
+        let floats = &self.floats[index.expect("a type of float weights")];
+        assert_eq!(
+            floats.len(),
+            self.tokens * self.cols,
+            "no reader of type {ty} was announced"
+        );
+        floats
     }
 
     /// The tiles of some tokens; `range` starts at a multiple of [`TILE`] and ends at one or at the last token.
@@ -158,7 +208,10 @@ impl Activations {
     }
 
     /// The panel of a tile, [block][[`WORDS`] * width].
-    pub(crate) fn panel(&self, tile: TokenTile) -> &[i32] {
+    ///
+    /// # Panics
+    /// If no reader that was announced takes this form of this size.
+    pub(crate) fn panel(&self, form: Scaling, tile: TokenTile) -> &[i32] {
         let words = self.cols / BLOCK * WORDS;
         let in_tail = tile.first - tile.first / TILE * TILE;
         let start = if in_tail == 0 {
@@ -171,7 +224,8 @@ impl Activations {
                 .map(|before| before.width)
                 .sum::<usize>()
         };
-        &bytemuck::cast_slice(&self.panels)[start * words..(start + tile.width) * words]
+        let panel: &[i32] = bytemuck::cast_slice(&self.panels[form as usize]);
+        &panel[start * words..(start + tile.width) * words]
     }
 }
 
@@ -266,7 +320,7 @@ mod tests {
     fn read(x: &Activations) -> Vec<(Vec<i8>, f32)> {
         let mut out = Vec::new();
         for tile in x.tiles(0..x.tokens()) {
-            let panel = x.panel(tile);
+            let panel = x.panel(Scaling::Blocks, tile);
             for token in 0..tile.tokens {
                 for block in panel.chunks_exact(WORDS * tile.width) {
                     let codes: Vec<i8> = block[8 * token..8 * token + 8]

@@ -3,7 +3,7 @@
 use std::cell::RefCell;
 use std::ops::Range;
 
-use crate::activations::{TILE, TokenTile};
+use crate::activations::{Scaling, TILE, TokenTile};
 use crate::arch::lanes::{Kernel, LANES, Lanes, dispatch};
 use crate::arch::product::{Group, Sums, float_tile, quantised_tile};
 use crate::arch::tiles::{DisjointTiles, Tile};
@@ -11,7 +11,7 @@ use crate::ops::{self, Activation};
 use crate::packed::Line;
 use crate::packed::layout::{BLOCK, GROUP};
 use crate::schedule::{Reads, run_in_streams, run_reading};
-use crate::{Activations, Isa, PackedMatrix, TensorType, ThreadPool};
+use crate::{Activations, Isa, PackedMatrix, ThreadPool};
 
 /// Multiply-accumulates of a piece of work with many tokens: some 50 µs.
 const CHUNK_MACS: usize = 8 << 20;
@@ -290,18 +290,19 @@ fn group_product(
     tokens: TokenTile,
     sums: &mut Sums,
 ) {
-    match w.tensor_type() {
-        ty @ (TensorType::F32 | TensorType::F16 | TensorType::BF16) => {
+    let ty = w.tensor_type();
+    match Scaling::of(ty) {
+        None => {
             let x = &x.floats(ty)[tokens.first * w.cols()..][..tokens.tokens * w.cols()];
             float_tile(isa, ty, bytes, x, w.cols(), sums);
         }
-        ty => {
+        Some(form) => {
             let group = Group {
                 ty,
                 blocks: w.cols() / BLOCK,
                 bytes,
             };
-            quantised_tile(isa, group, x.panel(tokens), tokens.width, sums);
+            quantised_tile(isa, group, x.panel(form, tokens), tokens.width, sums);
         }
     }
 }

@@ -13,7 +13,7 @@
 
 use std::ops::Range;
 
-use crate::activations::{TokenTile, WORDS};
+use crate::activations::{Scaling, TokenTile, WORDS};
 use crate::arch::product::{ScreenGroup, Sums, residual_product, screen_tile};
 use crate::arch::threads::DisjointPieces;
 use crate::arch::tiles::DisjointTiles;
@@ -113,7 +113,7 @@ impl Screen {
                     tile,
                     token,
                     input: InputNorm::of(
-                        x.panel(tile),
+                        x.panel(Scaling::Blocks, tile),
                         tile.width,
                         token - tile.first,
                         &self.whole,
@@ -149,7 +149,7 @@ impl Screen {
         let mut shares = vec![0.0f64; blocks];
         for tile in x.tiles(0..x.tokens()) {
             for token in 0..tile.tokens {
-                let energies = || input_energy(x.panel(tile), tile.width, token);
+                let energies = || input_energy(x.panel(Scaling::Blocks, tile), tile.width, token);
                 let mean = energies().sum::<f64>() / blocks as f64;
                 for (share, energy) in shares.iter_mut().zip(energies()) {
                     *share = share.max(energy / mean);
@@ -204,7 +204,7 @@ impl Screen {
                 let (high, low) = w.group_parts(first / GROUP);
                 let group = ScreenGroup { high, low, whole };
                 for tile in x.tiles(0..x.tokens()) {
-                    let panel = x.panel(tile);
+                    let panel = x.panel(Scaling::Blocks, tile);
                     screen_tile(context.isa, group, panel, tile.width, &mut sums);
                     for (token, sums) in sums.0[..tile.tokens].iter().enumerate() {
                         let out = out.part(tile.first + token, rows.clone());
@@ -337,7 +337,7 @@ impl Screen {
         let estimates = &self.estimates[one.token * rows..][..rows];
         let survivors = &self.survivors;
         let share = rounding_share(one.w.cols() / BLOCK) * size_per_scale() * one.input.whole;
-        let panel = one.x.panel(one.tile);
+        let panel = one.x.panel(Scaling::Blocks, one.tile);
         let whole = self.whole.as_slice();
         self.refined.resize(survivors.len(), [0.0; 2]);
         let out = DisjointPieces::new(&mut self.refined, REFINED_ROWS);

@@ -135,6 +135,15 @@ pub(crate) const fn spec(ty: TensorType) -> Spec {
 }
 
 impl Spec {
+    /// Whether scales are small integers with a common factor for 256 columns: then the inputs are quantised in blocks
+    /// of 256 columns too, so that the factors are applied once per span.
+    pub(crate) const fn by_spans(&self) -> bool {
+        !matches!(
+            self.scales,
+            Scales::Half | Scales::HalfAdd | Scales::Exponent
+        )
+    }
+
     /// Scales per block: one for each 16 columns, or one for all 32.
     pub(crate) const fn halves(&self) -> usize {
         match self.scales {

@@ -13,6 +13,10 @@ pub(crate) struct UnpackedBlock {
     pub(crate) scales: [[f32; GROUP]; 2],
     /// What is subtracted, likewise.
     pub(crate) minima: [[f32; GROUP]; 2],
+    /// What scales and minima are multiples of where the format has spans, else 1.
+    pub(crate) units: [[f32; GROUP]; 2],
+    /// The multiples, or scales and minima themselves: `[scales, minima][half][row]`.
+    pub(crate) multiples: [[[f32; GROUP]; 2]; 2],
 }
 
 impl UnpackedBlock {
@@ -21,6 +25,8 @@ impl UnpackedBlock {
             codes: [0; 8 * VECTOR],
             scales: [[0.0; GROUP]; 2],
             minima: [[0.0; GROUP]; 2],
+            units: [[0.0; GROUP]; 2],
+            multiples: [[[0.0; GROUP]; 2]; 2],
         }
     }
 
@@ -65,33 +71,41 @@ impl UnpackedBlock {
             |at: usize| f16::from_le_bytes([span[at + 2 * lane], span[at + 2 * lane + 1]]).to_f32();
         let meta = spec.header() + index * spec.meta();
         let byte = |place: usize| span[meta + place * GROUP + lane];
+        let units = match spec.scales {
+            Scales::Half | Scales::HalfAdd | Scales::Exponent => [1.0, 1.0],
+            Scales::SpanMinimum | Scales::HalvesNibbles => [half(0), half(32)],
+            _ => [half(0), 0.0],
+        };
+        let number = |place: usize| f32::from(byte(place));
         let (scales, minima) = match spec.scales {
             Scales::Half => ([half(meta), 0.0], [0.0; 2]),
             Scales::HalfAdd => ([half(meta), 0.0], [-half(meta + 32), 0.0]),
             Scales::Exponent => ([e8m0_half(byte(0)), 0.0], [0.0; 2]),
-            Scales::Span => ([half(0), 0.0], [0.0; 2]),
-            Scales::SpanSix => ([half(0) * (f32::from(byte(0)) - 32.0), 0.0], [0.0; 2]),
-            Scales::SpanMinimum => (
-                [half(0) * f32::from(byte(0)), 0.0],
-                [half(32) * f32::from(byte(1)), 0.0],
-            ),
+            Scales::Span => ([1.0, 0.0], [0.0; 2]),
+            Scales::SpanSix => ([number(0) - 32.0, 0.0], [0.0; 2]),
+            Scales::SpanMinimum => ([number(0), 0.0], [number(1), 0.0]),
             Scales::HalvesNibbles => (
-                [0, 1].map(|place| half(0) * f32::from(byte(place) & 15)),
-                [0, 1].map(|place| half(32) * f32::from(byte(place) >> 4)),
+                [0, 1].map(|place| f32::from(byte(place) & 15)),
+                [0, 1].map(|place| f32::from(byte(place) >> 4)),
             ),
             Scales::HalvesSix => {
                 let bytes: [u8; 12] = std::array::from_fn(|i| span[32 + i * GROUP + lane]);
                 let scale = |place| f32::from(scale_k3(&bytes, 2 * index + place)) - 32.0;
-                ([0, 1].map(|place| half(0) * scale(place)), [0.0; 2])
+                ([0, 1].map(scale), [0.0; 2])
             }
-            Scales::HalvesSigned => (
-                [0, 1].map(|place| half(0) * f32::from(byte(place) as i8)),
-                [0.0; 2],
-            ),
+            Scales::HalvesSigned => ([0, 1].map(|place| f32::from(byte(place) as i8)), [0.0; 2]),
         };
         for place in 0..2 {
-            self.scales[place][lane] = scales[place];
-            self.minima[place][lane] = minima[place];
+            self.units[place][lane] = units[place];
+            self.multiples[0][place][lane] = scales[place];
+            self.multiples[1][place][lane] = minima[place];
+            self.scales[place][lane] = units[0] * scales[place];
+            // Formats without minima have no unit for them.
+            self.minima[place][lane] = if spec.minima() > 0 {
+                units[1] * minima[place]
+            } else {
+                0.0
+            };
         }
     }
 }

@@ -187,7 +187,7 @@ fn bound_holds(w: &PackedMatrix, x: &[f32], factor: f32, depth: usize) -> bool {
     screen.estimate(&context, w, &x);
     let mut norms = w.norms().flatten();
     let tile = x.tiles(0..1).next().unwrap();
-    let input = InputNorm::of(x.panel(tile), tile.width, 0, &screen.whole);
+    let input = InputNorm::of(x.panel(Scaling::Blocks, tile), tile.width, 0, &screen.whole);
     full.iter().zip(&screen.estimates).all(|(full, estimate)| {
         let norm = f64::from(*norms.next().unwrap() * factor);
         (f64::from(*full) - f64::from(*estimate)).abs() <= norm * f64::from(input.factor())

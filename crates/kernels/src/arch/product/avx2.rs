@@ -5,11 +5,14 @@
     reason = "arrays of registers, several of which share an index"
 )]
 
+mod spans;
+
 use std::arch::x86_64::*;
 
+use self::spans::span_tile;
 use super::{Group, Sums};
 use crate::activations::WORDS;
-use crate::packed::layout::{Codes, GROUP, SPAN, Scales, VECTOR, spec};
+use crate::packed::layout::{Codes, SPAN, Scales, VECTOR, spec};
 use crate::{Isa, TensorType};
 
 /// Proof that AVX2, FMA and F16C are there.
@@ -36,27 +39,30 @@ impl Avx2 {
         assert_eq!(group.bytes.len(), spec(group.ty).group_bytes(group.blocks));
         assert_eq!(panel.len(), group.blocks * WORDS * width);
         macro_rules! types {
-            ($($ty:ident)*) => {
+            ($($tile:ident: $($ty:ident)*;)*) => {
                 match group.ty {
-                    $(TensorType::$ty => {
+                    $($(TensorType::$ty => {
                         let run = match width {
-                            1 => tile::<{ TensorType::$ty as u32 }, 1>,
-                            2 => tile::<{ TensorType::$ty as u32 }, 2>,
-                            4 => tile::<{ TensorType::$ty as u32 }, 4>,
-                            8 => tile::<{ TensorType::$ty as u32 }, 8>,
-                            16 => tile::<{ TensorType::$ty as u32 }, 16>,
+                            1 => $tile::<{ TensorType::$ty as u32 }, 1>,
+                            2 => $tile::<{ TensorType::$ty as u32 }, 2>,
+                            4 => $tile::<{ TensorType::$ty as u32 }, 4>,
+                            8 => $tile::<{ TensorType::$ty as u32 }, 8>,
+                            16 => $tile::<{ TensorType::$ty as u32 }, 16>,
                             _ => unreachable!("widths are powers of two up to 16"),
                         };
                         // SAFETY: `self` proves the features, and the lengths were checked above.
                         unsafe { run(group.bytes.as_ptr(), group.blocks, panel.as_ptr(), sums) }
-                    })*
+                    })*)*
                     TensorType::F32 | TensorType::F16 | TensorType::BF16 => {
                         unreachable!("floats have kernels of their own")
                     }
                 }
             };
         }
-        types!(Q4_0 Q4_1 Q5_0 Q5_1 Q8_0 Q2_K Q3_K Q4_K Q5_K Q6_K IQ4_NL IQ4_XS MXFP4 TQ1_0 TQ2_0)
+        types!(
+            tile: Q4_0 Q4_1 Q5_0 Q5_1 Q8_0 IQ4_NL MXFP4;
+            span_tile: Q2_K Q3_K Q4_K Q5_K Q6_K IQ4_XS TQ1_0 TQ2_0;
+        )
     }
 }
 
@@ -72,7 +78,6 @@ unsafe fn tile<const TY: u32, const T: usize>(
     sums: &mut Sums,
 ) {
     let spec = const { spec(TensorType::of(TY)) };
-    let mut digits = Digits([0; 64 * VECTOR]);
     let mut acc = [[_mm256_setzero_ps(); T]; 2];
     let mut span = group;
     let mut input = panel;
@@ -82,19 +87,13 @@ unsafe fn tile<const TY: u32, const T: usize>(
         left -= count;
         // SAFETY: the span lies in the group.
         unsafe {
-            if let Codes::Ternary = spec.codes {
-                unpack_digits(span.add(spec.scale_header()), &mut digits);
-            }
             // As on AVX-512: the scales first, so that the stream stays straight.
             for line in (0..spec.codes_at(count)).step_by(64) {
                 _mm_prefetch::<_MM_HINT_T0>(span.add(line).cast());
             }
             let codes = span.add(spec.codes_at(count));
             for index in 0..count {
-                let vectors = match spec.codes {
-                    Codes::Ternary => digits.0.as_ptr().add(index * 8 * VECTOR),
-                    _ => codes.add(index * spec.code_bytes()),
-                };
+                let vectors = codes.add(index * spec.code_bytes());
                 for (part, acc) in acc.iter_mut().enumerate() {
                     let weights = unpack::<TY>(vectors.add(REGISTER * part));
                     let scales = block_scales::<TY>(span, index, part);
@@ -113,10 +112,10 @@ unsafe fn tile<const TY: u32, const T: usize>(
     }
 }
 
-/// Scales and minima of a block, 8 rows each.
+/// Scale and minimum of a block, 8 rows each.
 struct BlockScales {
-    scales: [__m256; 2],
-    minima: [__m256; 2],
+    scale: __m256,
+    minimum: __m256,
 }
 
 /// Adds the products of one block with `T` tokens.
@@ -153,6 +152,47 @@ unsafe fn tokens<const TY: u32, const T: usize, const N: usize>(
     acc: &mut [__m256; T],
 ) {
     let spec = const { spec(TensorType::of(TY)) };
+    // SAFETY: the inputs have `T` tokens; the caller has the features.
+    unsafe {
+        let dots = dots::<TY, N>(weights, input.add(8 * first));
+        for i in 0..N {
+            let token = first + i;
+            let scale = *input.add(8 * T + token).cast::<f32>();
+            let dot = match zero::<TY>() {
+                Some(shift) => {
+                    let start = _mm256_set1_epi32(*input.add(9 * T + token) << shift);
+                    _mm256_add_epi32(dots[0][i], start)
+                }
+                None => dots[0][i],
+            };
+            let scaled = _mm256_mul_ps(_mm256_cvtepi32_ps(dot), scales.scale);
+            let mut sum = _mm256_fmadd_ps(scaled, _mm256_set1_ps(scale), acc[token]);
+            if spec.minima() > 0 {
+                let factor = _mm256_set1_ps(*input.add(11 * T + token).cast::<f32>());
+                sum = _mm256_fmadd_ps(scales.minimum, factor, sum);
+            }
+            acc[token] = sum;
+        }
+    }
+}
+
+/// The shift of what is still to be taken away from the codes: signed ones have lost their zero.
+const fn zero<const TY: u32>() -> Option<u32> {
+    let spec = spec(TensorType::of(TY));
+    match spec.largest_code {
+        255 => None,
+        _ => spec.zero_shift,
+    }
+}
+
+/// Products of the codes of a block with `N` tokens, of each half where the format has two scales.
+#[target_feature(enable = "avx2,fma,f16c")]
+#[inline]
+unsafe fn dots<const TY: u32, const N: usize>(
+    weights: &[__m256i; 8],
+    codes: *const i32,
+) -> [[__m256i; N]; 2] {
+    let spec = const { spec(TensorType::of(TY)) };
     // How many products of pairs fit into 16 bits together.
     let fit = const {
         let spec = crate::packed::layout::spec(TensorType::of(TY));
@@ -176,73 +216,35 @@ unsafe fn tokens<const TY: u32, const T: usize, const N: usize>(
     };
     let signed = spec.largest_code == 255;
     let one = _mm256_set1_epi16(1);
-    // SAFETY: the inputs have `T` tokens; the caller has the features.
-    unsafe {
-        let mut dots = [[_mm256_setzero_si256(); N]; 2];
-        for start in (0..8).step_by(fit) {
-            let half = if spec.halves() == 2 { start / 4 } else { 0 };
-            let mut pairs = [_mm256_setzero_si256(); N];
-            for j in start..start + fit {
-                for i in 0..N {
-                    let a = _mm256_set1_epi32(*input.add(8 * (first + i) + j));
-                    let product = if signed {
-                        _mm256_maddubs_epi16(
-                            _mm256_abs_epi8(weights[j]),
-                            _mm256_sign_epi8(a, weights[j]),
-                        )
-                    } else {
-                        _mm256_maddubs_epi16(weights[j], a)
-                    };
-                    pairs[i] = if j == start {
-                        product
-                    } else {
-                        _mm256_add_epi16(pairs[i], product)
-                    };
-                }
-            }
+    let mut dots = [[_mm256_setzero_si256(); N]; 2];
+    for start in (0..8).step_by(fit) {
+        let half = if spec.halves() == 2 { start / 4 } else { 0 };
+        let mut pairs = [_mm256_setzero_si256(); N];
+        for j in start..start + fit {
             for i in 0..N {
-                let sum = _mm256_madd_epi16(pairs[i], one);
-                dots[half][i] = _mm256_add_epi32(dots[half][i], sum);
+                // SAFETY: the codes are those of `N` tokens.
+                let a = _mm256_set1_epi32(unsafe { *codes.add(8 * i + j) });
+                let product = if signed {
+                    _mm256_maddubs_epi16(
+                        _mm256_abs_epi8(weights[j]),
+                        _mm256_sign_epi8(a, weights[j]),
+                    )
+                } else {
+                    _mm256_maddubs_epi16(weights[j], a)
+                };
+                pairs[i] = if j == start {
+                    product
+                } else {
+                    _mm256_add_epi16(pairs[i], product)
+                };
             }
         }
         for i in 0..N {
-            let token = first + i;
-            let scale = *input.add(8 * T + token).cast::<f32>();
-            let total = *input.add(9 * T + token);
-            let firsts = *input.add(10 * T + token);
-            let parts = if spec.halves() == 2 {
-                [firsts, total - firsts]
-            } else {
-                [total, 0]
-            };
-            // Signed codes had their zero taken away already.
-            if let (Some(shift), false) = (spec.zero_shift, signed) {
-                for half in 0..spec.halves() {
-                    let start = _mm256_set1_epi32(parts[half] << shift);
-                    dots[half][i] = _mm256_add_epi32(dots[half][i], start);
-                }
-            }
-            let mut scaled = _mm256_mul_ps(_mm256_cvtepi32_ps(dots[0][i]), scales.scales[0]);
-            if spec.halves() == 2 {
-                scaled = _mm256_fmadd_ps(_mm256_cvtepi32_ps(dots[1][i]), scales.scales[1], scaled);
-            }
-            let mut sum = _mm256_fmadd_ps(scaled, _mm256_set1_ps(scale), acc[token]);
-            match spec.minima() {
-                0 => (),
-                1 => {
-                    let factor = _mm256_set1_ps(*input.add(11 * T + token).cast::<f32>());
-                    sum = _mm256_fmadd_ps(scales.minima[0], factor, sum);
-                }
-                _ => {
-                    for half in 0..2 {
-                        let factor = _mm256_set1_ps(scale * parts[half] as f32);
-                        sum = _mm256_fmadd_ps(scales.minima[half], factor, sum);
-                    }
-                }
-            }
-            acc[token] = sum;
+            let sum = _mm256_madd_epi16(pairs[i], one);
+            dots[half][i] = _mm256_add_epi32(dots[half][i], sum);
         }
     }
+    dots
 }
 
 /// The codes of 8 rows of a block: vector `j` has the columns `4 j` to `4 j + 3`. Codes that fill a byte come as signed
@@ -348,7 +350,7 @@ unsafe fn unpack<const TY: u32>(vectors: *const u8) -> [__m256i; 8] {
     }
 }
 
-/// Scales and minima of rows `8 part` and up in block `index` of a span.
+/// Scale and minimum of rows `8 part` and up in block `index` of a span.
 #[target_feature(enable = "avx2,fma,f16c")]
 #[inline]
 unsafe fn block_scales<const TY: u32>(span: *const u8, index: usize, part: usize) -> BlockScales {
@@ -357,108 +359,39 @@ unsafe fn block_scales<const TY: u32>(span: *const u8, index: usize, part: usize
     unsafe {
         let zero = _mm256_setzero_ps();
         let meta = span.add(spec.header() + index * spec.meta());
-        let halves = |at: *const u8| _mm256_cvtph_ps(_mm_loadu_si128(at.add(16 * part).cast()));
-        let bytes =
-            |at: *const u8| _mm256_cvtepu8_epi32(_mm_loadl_epi64(at.add(ROWS * part).cast()));
-        let scaled =
-            |factor: __m256, number: __m256i| _mm256_mul_ps(factor, _mm256_cvtepi32_ps(number));
-        let (scales, minima) = match spec.scales {
-            Scales::Half => ([halves(meta), zero], [zero; 2]),
+        let (scale, minimum) = match spec.scales {
             Scales::HalfAdd => {
-                let minimum = _mm256_xor_ps(halves(meta.add(32)), _mm256_set1_ps(-0.0));
-                ([halves(meta), zero], [minimum, zero])
+                let minimum = _mm256_xor_ps(halves(meta.add(32), part), _mm256_set1_ps(-0.0));
+                (halves(meta, part), minimum)
             }
             Scales::Exponent => {
-                let exponent = bytes(meta);
+                let exponent = bytes(meta, part);
                 let one = _mm256_set1_epi32(1);
                 let usual = _mm256_slli_epi32::<23>(_mm256_sub_epi32(exponent, one));
                 let tiny = _mm256_sllv_epi32(_mm256_set1_epi32(0x0020_0000), exponent);
                 let is_tiny = _mm256_cmpgt_epi32(_mm256_set1_epi32(2), exponent);
                 let bits = _mm256_blendv_epi8(usual, tiny, is_tiny);
-                ([_mm256_castsi256_ps(bits), zero], [zero; 2])
+                (_mm256_castsi256_ps(bits), zero)
             }
-            Scales::Span => ([halves(span), zero], [zero; 2]),
-            Scales::SpanSix => {
-                let number = _mm256_sub_epi32(bytes(meta), _mm256_set1_epi32(32));
-                ([scaled(halves(span), number), zero], [zero; 2])
-            }
-            Scales::SpanMinimum => (
-                [scaled(halves(span), bytes(meta)), zero],
-                [scaled(halves(span.add(32)), bytes(meta.add(GROUP))), zero],
-            ),
-            Scales::HalvesNibbles => {
-                let both = [bytes(meta), bytes(meta.add(GROUP))];
-                let low = both.map(|both| _mm256_and_si256(both, _mm256_set1_epi32(15)));
-                let high = both.map(|both| _mm256_srli_epi32::<4>(both));
-                (
-                    low.map(|number| scaled(halves(span), number)),
-                    high.map(|number| scaled(halves(span.add(32)), number)),
-                )
-            }
-            Scales::HalvesSix => {
-                let packed = span.add(32);
-                let scale = |place: usize| {
-                    let place = 2 * index + place;
-                    let low = bytes(packed.add(GROUP * (place % 8)));
-                    let high = bytes(packed.add(GROUP * (8 + place % 4)));
-                    let low = _mm256_srlv_epi32(low, _mm256_set1_epi32(4 * (place / 8) as i32));
-                    let high = _mm256_srlv_epi32(high, _mm256_set1_epi32(2 * (place / 4) as i32));
-                    let low = _mm256_and_si256(low, _mm256_set1_epi32(15));
-                    let high = _mm256_and_si256(high, _mm256_set1_epi32(3));
-                    let number = _mm256_or_si256(low, _mm256_slli_epi32::<4>(high));
-                    scaled(
-                        halves(span),
-                        _mm256_sub_epi32(number, _mm256_set1_epi32(32)),
-                    )
-                };
-                ([scale(0), scale(1)], [zero; 2])
-            }
-            Scales::HalvesSigned => {
-                let scale = |place: usize| {
-                    let at = meta.add(GROUP * place + ROWS * part);
-                    scaled(
-                        halves(span),
-                        _mm256_cvtepi8_epi32(_mm_loadl_epi64(at.cast())),
-                    )
-                };
-                ([scale(0), scale(1)], [zero; 2])
-            }
+            // Others have spans.
+            _ => (halves(meta, part), zero),
         };
-        BlockScales { scales, minima }
+        BlockScales { scale, minimum }
     }
 }
 
-/// The codes of a span of ternary digits, 64 vectors.
-#[repr(align(64))]
-struct Digits([u8; 64 * VECTOR]);
-
+/// Half-precision numbers of rows `8 part` and up.
 #[target_feature(enable = "avx2,fma,f16c")]
 #[inline]
-unsafe fn unpack_digits(packed: *const u8, digits: &mut Digits) {
-    let out = digits.0.as_mut_ptr();
-    // SAFETY: the caller has the features and 13 vectors; `out` has 64.
-    unsafe {
-        for register in 0..26 {
-            let (vector, part) = (register / 2, register % 2);
-            let mut rest = _mm256_loadu_si256(packed.add(REGISTER * register).cast());
-            let places = if vector < 12 { 5 } else { 4 };
-            for place in 0..places {
-                let group = if vector < 12 {
-                    12 * place + vector
-                } else {
-                    60 + place
-                };
-                // The digit is the carry out of the byte when it is multiplied by 3.
-                let above = |limit: u8| {
-                    let limit = _mm256_set1_epi8(limit as i8);
-                    _mm256_cmpeq_epi8(_mm256_max_epu8(rest, limit), rest)
-                };
-                let carries = _mm256_add_epi8(above(86), above(171));
-                let digit = _mm256_sub_epi8(_mm256_setzero_si256(), carries);
-                let at = out.add(VECTOR * group + REGISTER * part);
-                _mm256_storeu_si256(at.cast(), digit);
-                rest = _mm256_add_epi8(rest, _mm256_add_epi8(rest, rest));
-            }
-        }
-    }
+unsafe fn halves(at: *const u8, part: usize) -> __m256 {
+    // SAFETY: the caller has the features and 32 bytes.
+    unsafe { _mm256_cvtph_ps(_mm_loadu_si128(at.add(2 * ROWS * part).cast())) }
+}
+
+/// Bytes of rows `8 part` and up as integers.
+#[target_feature(enable = "avx2,fma,f16c")]
+#[inline]
+unsafe fn bytes(at: *const u8, part: usize) -> __m256i {
+    // SAFETY: the caller has the features and 16 bytes.
+    unsafe { _mm256_cvtepu8_epi32(_mm_loadl_epi64(at.add(ROWS * part).cast())) }
 }

@@ -8,7 +8,16 @@
 //! sum += minimum * -(scale of a * Σ a)              fused, where the format has minima
 //! ```
 //!
-//! and where a block has two scales `dot * scale` is `fma(dot₁, scale₁, dot₀ * scale₀)`. So all give the same bits.
+//! Formats whose scales are integers with a common unit for 256 columns take inputs that have one scale for 256 columns,
+//! and over the blocks of such a span compute
+//!
+//! ```text
+//! s   += dot * multiple                             fused; for each 16 columns where these have scales of their own
+//! m   += multiple of the minimum * -Σ a             exact, in integers
+//! sum += (s * unit + m * unit of the minima) * scale of a
+//! ```
+//!
+//! with both additions of the last line fused. So all give the same bits.
 
 #[cfg(target_arch = "x86_64")]
 mod avx2;
@@ -20,7 +29,7 @@ mod scalar;
 mod split;
 
 pub(crate) use floats::float_tile;
-pub(crate) use quantize::quantize_rows;
+pub(crate) use quantize::{quantize_rows, quantize_span_rows};
 pub(crate) use split::{ScreenGroup, join, residual_product, screen_tile};
 
 use crate::packed::layout::GROUP;

@@ -1,12 +1,15 @@
 //! The portable kernel: the fallback, and the oracle of the tests.
 
 use super::{Group, Sums};
-use crate::activations::WORDS;
+use crate::activations::{TILE, WORDS};
 use crate::packed::layout::{GROUP, SPAN, spec};
 use crate::packed::unpack::UnpackedBlock;
 
 /// Products of `group` with the `width` tokens of `panel`.
 pub(super) fn tile(group: Group<'_>, panel: &[i32], width: usize, sums: &mut Sums) {
+    if spec(group.ty).by_spans() {
+        return span_tile(group, panel, width, sums);
+    }
     let spec = spec(group.ty);
     let sums = &mut sums.0[..width];
     sums.fill([0.0; GROUP]);
@@ -23,30 +26,66 @@ pub(super) fn tile(group: Group<'_>, panel: &[i32], width: usize, sums: &mut Sum
                 let scale = f32::from_bits(input[8 * width + token] as u32);
                 let factor = f32::from_bits(input[11 * width + token] as u32);
                 let total = input[9 * width + token];
-                let halves = [input[10 * width + token], total - input[10 * width + token]];
+                let mut dots = dots(&unpacked, &input[8 * token..][..8]);
+                let start = spec.zero_shift.map_or(0, |shift| total << shift);
+                dots[0].iter_mut().for_each(|dot| *dot += start);
+                for (lane, sum) in sums.iter_mut().enumerate() {
+                    let dot = dots[0][lane] + dots[1][lane];
+                    *sum = (dot as f32 * unpacked.scales[0][lane]).mul_add(scale, *sum);
+                    if spec.minima() > 0 {
+                        *sum = unpacked.minima[0][lane].mul_add(factor, *sum);
+                    }
+                }
+            }
+        }
+    }
+}
+
+/// [`tile`] of formats with a common factor for 256 columns.
+fn span_tile(group: Group<'_>, panel: &[i32], width: usize, sums: &mut Sums) {
+    let spec = spec(group.ty);
+    let sums = &mut sums.0[..width];
+    sums.fill([0.0; GROUP]);
+    let mut unpacked = UnpackedBlock::new();
+    let spans = group.bytes.chunks_exact(spec.span_bytes(SPAN));
+    for (span, panel) in spans.zip(panel.chunks_exact(SPAN * WORDS * width)) {
+        let mut scaled = [[0f32; GROUP]; TILE];
+        let mut minima = [[0i32; GROUP]; TILE];
+        for (index, input) in panel.chunks_exact(WORDS * width).enumerate() {
+            unpacked.read(&spec, span, SPAN, index);
+            let [scales, lows] = &unpacked.multiples;
+            for token in 0..width {
+                let halves = [input[9 * width + token], input[10 * width + token]];
                 let mut dots = dots(&unpacked, &input[8 * token..][..8]);
                 for (dots, half) in dots.iter_mut().zip(halves) {
                     let start = spec.zero_shift.map_or(0, |shift| half << shift);
                     dots.iter_mut().for_each(|dot| *dot += start);
                 }
-                for (lane, sum) in sums.iter_mut().enumerate() {
-                    let scaled = if spec.halves() == 2 {
-                        let first = dots[0][lane] as f32 * unpacked.scales[0][lane];
-                        (dots[1][lane] as f32).mul_add(unpacked.scales[1][lane], first)
+                for lane in 0..GROUP {
+                    let sum = &mut scaled[token][lane];
+                    if spec.halves() == 2 {
+                        *sum = (dots[0][lane] as f32).mul_add(scales[0][lane], *sum);
+                        *sum = (dots[1][lane] as f32).mul_add(scales[1][lane], *sum);
                     } else {
-                        (dots[0][lane] + dots[1][lane]) as f32 * unpacked.scales[0][lane]
-                    };
-                    *sum = scaled.mul_add(scale, *sum);
-                    match spec.minima() {
-                        0 => (),
-                        1 => *sum = unpacked.minima[0][lane].mul_add(factor, *sum),
-                        _ => {
-                            for (minima, half) in unpacked.minima.iter().zip(halves) {
-                                *sum = minima[lane].mul_add(scale * half as f32, *sum);
-                            }
-                        }
+                        let dot = dots[0][lane] + dots[1][lane];
+                        *sum = (dot as f32).mul_add(scales[0][lane], *sum);
                     }
+                    minima[token][lane] += match spec.minima() {
+                        0 => 0,
+                        1 => lows[0][lane] as i32 * (halves[0] + halves[1]),
+                        _ => lows[0][lane] as i32 * halves[0] + lows[1][lane] as i32 * halves[1],
+                    };
                 }
+            }
+        }
+        for (token, sums) in sums.iter_mut().enumerate() {
+            let scale = f32::from_bits(panel[8 * width + token] as u32);
+            for (lane, sum) in sums.iter_mut().enumerate() {
+                let mut whole = scaled[token][lane] * unpacked.units[0][lane];
+                if spec.minima() > 0 {
+                    whole = (minima[token][lane] as f32).mul_add(unpacked.units[1][lane], whole);
+                }
+                *sum = whole.mul_add(scale, *sum);
             }
         }
     }

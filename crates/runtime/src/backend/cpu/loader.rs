@@ -257,7 +257,11 @@ impl<'a> Loader<'a> {
             output,
             streaming: None,
             bytes: self.bytes,
-            float_types: float_types(self.packed.values()),
+            readers: self
+                .packed
+                .values()
+                .map(|matrix| (matrix.tensor_type(), matrix.cols()))
+                .collect(),
             _blob: self.blob,
         })
     }
@@ -542,15 +546,6 @@ impl Tensors<'_> {
         source.release(range);
         Ok(read(&copy))
     }
-}
-
-fn float_types<'a>(
-    matrices: impl Iterator<Item = &'a Arc<PackedMatrix>> + Clone,
-) -> Vec<TensorType> {
-    [TensorType::F32, TensorType::F16, TensorType::BF16]
-        .into_iter()
-        .filter(|&ty| matrices.clone().any(|matrix| matrix.tensor_type() == ty))
-        .collect()
 }
 
 fn refuse(linear: &Linear, error: &KernelError) -> ModelFileError {

@@ -130,7 +130,7 @@ impl Backend for CpuBackend {
         let ropes = RopeTables::new(file, spec, context)?;
         let mut scratch = Scratch::default();
         for input in [&mut scratch.input, &mut scratch.inner_input] {
-            input.set_float_types(weights.float_types());
+            input.read_only_by(weights.readers.iter().copied());
         }
         Ok(Box::new(CpuDecoder {
             device: self.report(pool.threads()),

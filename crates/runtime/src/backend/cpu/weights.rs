@@ -22,8 +22,8 @@ pub(super) struct Weights {
     pub(super) streaming: Option<Streaming>,
     /// Bytes of all matrices.
     pub(super) bytes: u64,
-    /// The types of matrices that take their input as floats.
-    pub(super) float_types: Vec<TensorType>,
+    /// Type and columns of every matrix: what forms of their inputs the matrices read.
+    pub(super) readers: Vec<(TensorType, usize)>,
     /// The mapped file that the matrices lie in; waits, when it is dropped, until it is safe on the disk.
     pub(super) _blob: Option<Blob>,
 }
@@ -142,11 +142,6 @@ impl Weights {
     /// Why experts or the head could not be read since the last call, if so. What was computed since then is void.
     pub(super) fn take_failure(&self) -> Option<io::Error> {
         self.streaming.as_ref().and_then(Streaming::take_failure)
-    }
-
-    /// The types of matrices that take their input as floats.
-    pub(super) fn float_types(&self) -> &[TensorType] {
-        &self.float_types
     }
 
     /// Bytes of all matrices.
