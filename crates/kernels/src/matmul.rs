@@ -148,22 +148,18 @@ pub fn matmul_gated(
     run_job(context.pool, x.tokens(), plan.chunks(), reads, &|chunk| {
         let (row_index, token_index) = plan.place(chunk);
         let mut tile = tiles.take(row_index, token_index);
-        GATED.with_borrow_mut(|[gates, ups]| {
+        GATED.with_borrow_mut(|[gates, ups, products]| {
             for tokens in x.tiles(tile.tokens()) {
-                product_rows(context.isa, gate, x, tokens, tile.rows(), gates);
-                product_rows(context.isa, up, x, tokens, tile.rows(), ups);
                 let rows = tile.rows();
+                product_rows(context.isa, gate, x, tokens, rows.clone(), gates);
+                product_rows(context.isa, up, x, tokens, rows.clone(), ups);
+                // All at once, the padding of the last group of rows included: calls token by token would be short.
+                products.resize(gates.len(), 0.0);
+                ops::gated_product(context.isa, activation, gates, ups, products);
                 let stride = rows.len().next_multiple_of(GROUP);
-                for token in 0..tokens.tokens {
-                    let part = token * stride..token * stride + rows.len();
+                for (token, products) in products.chunks_exact(stride).enumerate() {
                     let out = tile.part(tokens.first + token, rows.clone());
-                    ops::gated_product(
-                        context.isa,
-                        activation,
-                        &gates[part.clone()],
-                        &ups[part],
-                        out,
-                    );
+                    out.copy_from_slice(&products[..rows.len()]);
                 }
             }
         });
@@ -186,8 +182,8 @@ fn run_job(
 }
 
 thread_local! {
-    /// Products of the gate and of what it lets through, [tokens, rows].
-    static GATED: RefCell<[Vec<f32>; 2]> = const { RefCell::new([Vec::new(), Vec::new()]) };
+    /// Products of the gate, of what it lets through, and both together, [tokens, rows].
+    static GATED: RefCell<[Vec<f32>; 3]> = const { RefCell::new([const { Vec::new() }; 3]) };
 }
 
 fn check(w: &PackedMatrix, x: &Activations, out: &[f32], bias: Option<&[f32]>) {
@@ -339,6 +335,27 @@ fn finish(
     let mut bias = [0.0; GROUP];
     if let Some(all) = epilogue.bias {
         bias[..rows.len()].copy_from_slice(&all[rows.clone()]);
+    }
+    if epilogue.scale == 1.0 {
+        // Additions alone, which need no instruction set. A kernel's arguments would pass through memory, and wait there
+        // for all outputs written before.
+        for (token, sums) in sums.0[..tokens.tokens].iter().enumerate() {
+            let out = out.part(tokens.first + token, rows.clone());
+            let sums = sums.iter().zip(&bias);
+            match (epilogue.accumulate, epilogue.bias.is_some()) {
+                (false, false) => out.iter_mut().zip(sums).for_each(|(out, (y, _))| *out = *y),
+                (false, true) => out
+                    .iter_mut()
+                    .zip(sums)
+                    .for_each(|(out, (y, b))| *out = y + b),
+                (true, false) => out.iter_mut().zip(sums).for_each(|(out, (y, _))| *out += y),
+                (true, true) => out
+                    .iter_mut()
+                    .zip(sums)
+                    .for_each(|(out, (y, b))| *out += y + b),
+            }
+        }
+        return;
     }
     dispatch(
         isa,

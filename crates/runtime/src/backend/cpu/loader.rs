@@ -7,7 +7,7 @@ use std::sync::Arc;
 
 use ondine_kernels::ops::ShortConvolution;
 use ondine_kernels::{
-    AlignedBytes, KernelError, PackedMatrix, SharedBytes, TensorType, ThreadPool, dequantize,
+    AlignedBytes, KernelError, PackedMatrix, SharedBytes, ThreadPool, dequantize,
     release_spare_memory,
 };
 
