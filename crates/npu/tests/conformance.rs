@@ -11,7 +11,7 @@ use ondine_kernels::TensorType;
 use ondine_npu::choose::{Settings, named};
 use ondine_runtime::backend::cpu::CpuBackend;
 use ondine_runtime::backend::{
-    Backend, BackendError, Decoder, LoadOptions, Run, Scores, SequenceId, Wanted,
+    Backend, BackendError, Decoder, LoadOptions, Run, Scores, Select, SequenceId, Wanted,
 };
 use ondine_runtime::gguf::ModelFile;
 use ondine_runtime::source::Memory;
@@ -186,6 +186,7 @@ fn scores(
         sequence,
         tokens,
         wanted,
+        select: Select::All,
     };
     decoder.forward(&[run], &mut |scored| {
         if let Scores::All(logits) = scored.scores {

@@ -5,7 +5,7 @@ use std::path::PathBuf;
 
 use ondine_npu::sim::SimBackend;
 use ondine_runtime::backend::cpu::CpuBackend;
-use ondine_runtime::backend::{Backend, LoadOptions, Run, Scores, Wanted};
+use ondine_runtime::backend::{Backend, LoadOptions, Run, Scores, Select, Wanted};
 use ondine_runtime::{Limits, Model};
 
 /// From the beginning of wikitext-2's validation text (CC BY-SA 3.0).
@@ -64,6 +64,7 @@ fn logits(backend: &dyn Backend, model: &Model, tokens: &[u32]) -> Vec<Vec<f32>>
         sequence,
         tokens,
         wanted: Wanted::From(0),
+        select: Select::All,
     };
     decoder
         .forward(&[run], &mut |scored| {

@@ -9,7 +9,7 @@ use ondine_npu::sim::{SimBackend, SimStatistics};
 use ondine_runtime::backend::cpu::CpuBackend;
 use ondine_runtime::backend::{
     Backend, BackendError, Deadlines, Decoder, FallbackDecoder, KvType, LoadOptions, Run, Scores,
-    SequenceId, Wanted,
+    Select, SequenceId, Wanted,
 };
 use ondine_runtime::gguf::ModelFile;
 use ondine_runtime::source::Memory;
@@ -303,6 +303,7 @@ fn logits(backend: &dyn Backend, model: &Model, steps: &[usize]) -> Vec<f32> {
             sequence,
             tokens: &tokens[start..start + length],
             wanted: Wanted::From(0),
+            select: Select::All,
         };
         decoder
             .forward(&[run], &mut |scored| {
@@ -326,6 +327,7 @@ fn step(
         sequence,
         tokens,
         wanted: Wanted::Last,
+        select: Select::All,
     };
     decoder.forward(&[run], &mut |scored| {
         if let Scores::All(logits) = scored.scores {

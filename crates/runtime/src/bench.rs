@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::time::{Duration, Instant};
 
-use crate::backend::{BackendError, Decoder, Run, SequenceId, Wanted};
+use crate::backend::{BackendError, Decoder, Run, Select, SequenceId, Wanted};
 
 /// One thing to measure.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -91,16 +91,34 @@ pub struct Rounds {
 /// A model under measurement: the depth of each test is computed once and kept.
 pub struct Bench<'d> {
     decoder: &'d mut dyn Decoder,
-    seed: u64,
+    /// What is computed, again and again.
+    text: Vec<u32>,
+    /// Whether all scores of a decoded token are wanted, not only the highest.
+    all_scores: bool,
 }
 
 impl<'d> Bench<'d> {
-    /// Measures `decoder` with pseudo-random tokens.
-    pub fn new(decoder: &'d mut dyn Decoder) -> Self {
+    /// Measures `decoder` with the tokens of `text`: how much of the output head and which experts a token needs depends
+    /// on them, so that random ones would measure what nobody writes.
+    pub fn new(decoder: &'d mut dyn Decoder, text: &[u32]) -> Self {
+        let vocabulary = decoder.spec().vocabulary as u32;
+        let known = text.iter().copied().filter(|&token| token < vocabulary);
+        let mut text: Vec<u32> = known.collect();
+        if text.is_empty() {
+            text.push(0);
+        }
         Bench {
             decoder,
-            seed: 0x9e37_79b9_7f4a_7c15,
+            text,
+            all_scores: false,
         }
+    }
+
+    /// Asks for all scores of a decoded token, in place of what a greedy choice needs.
+    #[must_use]
+    pub fn with_all_scores(mut self, all_scores: bool) -> Self {
+        self.all_scores = all_scores;
+        self
     }
 
     /// Runs each test once per round, all tests in turn, so that a slow moment of the machine does not
@@ -148,8 +166,20 @@ impl<'d> Bench<'d> {
             Test::Decode { tokens, depth, .. } => (tokens, depth, 1),
         };
         let sequences: Vec<SequenceId> = (0..test.batch()).map(|_| self.decoder.start()).collect();
-        let before: Vec<Vec<u32>> = sequences.iter().map(|_| self.tokens(depth)).collect();
-        let measured: Vec<Vec<u32>> = sequences.iter().map(|_| self.tokens(tokens)).collect();
+        /// Sequences that are decoded together begin so far apart.
+        const APART: usize = 37;
+        let part = |index: usize, from: usize, count| self.tokens(index * APART + from, count);
+        let indices = || 0..sequences.len();
+        let before: Vec<Vec<u32>> = indices().map(|index| part(index, 0, depth)).collect();
+        let measured: Vec<Vec<u32>> = indices().map(|index| part(index, depth, tokens)).collect();
+        let select = match self.all_scores {
+            true => Select::All,
+            // What a greedy choice asks for.
+            false => Select::Best {
+                count: 1,
+                also: &[],
+            },
+        };
         let decoder = &mut *self.decoder;
         let result = (|| {
             if depth > 0 {
@@ -159,6 +189,7 @@ impl<'d> Bench<'d> {
                         sequence,
                         tokens,
                         wanted,
+                        select: Select::All,
                     };
                     decoder.forward(&[run], &mut |_| ())?;
                 }
@@ -173,6 +204,7 @@ impl<'d> Bench<'d> {
                         sequence,
                         tokens: &tokens[first..first + step],
                         wanted: Wanted::Last,
+                        select,
                     })
                     .collect();
                 decoder.forward(&runs, &mut |_| ())?;
@@ -186,16 +218,10 @@ impl<'d> Bench<'d> {
     }
 
     /// Pseudo-random token ids (xorshift64).
-    fn tokens(&mut self, count: usize) -> Vec<u32> {
-        let vocabulary = self.decoder.spec().vocabulary as u64;
-        (0..count)
-            .map(|_| {
-                self.seed ^= self.seed << 13;
-                self.seed ^= self.seed >> 7;
-                self.seed ^= self.seed << 17;
-                (self.seed % vocabulary) as u32
-            })
-            .collect()
+    /// `count` tokens of the text from place `first` on.
+    fn tokens(&self, first: usize, count: usize) -> Vec<u32> {
+        let text = self.text.iter().cycle().skip(first % self.text.len());
+        text.take(count).copied().collect()
     }
 }
 

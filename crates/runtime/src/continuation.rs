@@ -10,7 +10,8 @@ use thiserror::Error;
 use crate::backend::BackendError;
 use crate::constraint::{Constraint, ConstraintError};
 use crate::generate::GenerateOptions;
-use crate::sample::{SampleError, Sampled, Sampler, StopMatcher};
+use crate::sample::{Needs, SampleError, Sampled, Sampler, StopMatcher};
+use crate::speculate::SpeculationStats;
 use crate::tokenizer::{StreamDecoder, Tokenizer};
 
 /// One answer in the making. It takes the scores after the last token and gives a [`Piece`]; while [`Continuation::stop_reason`]
@@ -79,20 +80,52 @@ impl Continuation {
         }
     }
 
+    /// Which scores the choice of the next token depends on, if `ahead` are chosen before it.
+    pub fn needs(&self, ahead: &[u32]) -> Needs {
+        match self.constraint {
+            // A mask may leave nothing of the highest.
+            Some(_) => Needs::All,
+            None => self.sampler.needs(ahead),
+        }
+    }
+
+    /// Tokens that may still be generated.
+    pub(crate) fn tokens_left(&self) -> usize {
+        self.max_tokens
+            .map_or(usize::MAX, |most| most - self.stats.generated_tokens)
+    }
+
     /// Chooses the next token by the scores after the last one, shape `[vocabulary]`, which are changed.
     ///
     /// # Errors
     /// When no token can be chosen.
     pub fn choose(&mut self, logits: &mut [f32]) -> Result<Piece, GenerateError> {
-        let left = self
-            .max_tokens
-            .map_or(usize::MAX, |most| most - self.stats.generated_tokens);
+        let left = self.tokens_left();
         let mask = match &mut self.constraint {
             Some(constraint) if left <= self.wind_down => Some(constraint.closing_mask()?),
             Some(constraint) => Some(constraint.mask()?),
             None => None,
         };
         let sampled = self.sampler.sample(logits, mask)?;
+        self.take(sampled)
+    }
+
+    /// As [`choose`](Self::choose), by the scores that [`needs`](Self::needs) told, as (token, logit), of a `vocabulary`.
+    /// The choice is the same.
+    ///
+    /// # Errors
+    /// When no token can be chosen.
+    pub fn choose_among(
+        &mut self,
+        best: &[(u32, f32)],
+        vocabulary: usize,
+    ) -> Result<Piece, GenerateError> {
+        let sampled = self.sampler.sample_among(best, vocabulary)?;
+        self.take(sampled)
+    }
+
+    /// Goes on with the chosen token.
+    fn take(&mut self, sampled: Sampled) -> Result<Piece, GenerateError> {
         self.sampler.accept(sampled.token);
         self.note_time();
         if self.tokenizer.is_end_of_generation(sampled.token) && !self.ignore_end {
@@ -223,6 +256,8 @@ pub struct GenerationStats {
     pub decode: Duration,
     /// How often the oldest tokens were dropped to go on.
     pub shifts: usize,
+    /// Guesses at the next tokens.
+    pub speculation: SpeculationStats,
 }
 
 impl GenerationStats {

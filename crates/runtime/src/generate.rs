@@ -1,14 +1,16 @@
 //! The decoding loop: prompt tokens in, text out, one token at a time.
 
+use std::collections::VecDeque;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use crate::backend::{BackendError, Scored, Scores, Wanted};
 use crate::constraint::Constraint;
 use crate::continuation::{Continuation, GenerateError, GenerationStats, Piece, StopReason};
-use crate::sample::SamplingOptions;
+use crate::sample::{SampleError, SamplingOptions};
 use crate::session::{ContextOverflow, Session, shifted};
+use crate::speculate::{Drafter, Governor, MOST_GUESSES, PromptLookup};
 
 /// How to generate.
 #[derive(Default)]
@@ -28,8 +30,22 @@ pub struct GenerateOptions {
     pub wind_down: usize,
     /// Go on after the end of the turn (for measurements).
     pub ignore_end: bool,
+    /// Where guesses at the next tokens come from; they change the speed only.
+    pub speculation: Speculation,
     /// Set from anywhere to stop before the next token.
     pub cancel: Option<Arc<AtomicBool>>,
+}
+
+/// Where guesses at the next tokens come from.
+#[derive(Default)]
+pub enum Speculation {
+    /// From the text so far ([`PromptLookup`]).
+    #[default]
+    Lookup,
+    /// From elsewhere, such as a [`DraftModel`](crate::speculate::DraftModel).
+    Drafter(Box<dyn Drafter>),
+    /// There are none.
+    Off,
 }
 
 /// A running generation: an iterator over the pieces of the answer.
@@ -38,9 +54,20 @@ pub struct Generation<'s> {
     answer: Continuation,
     overflow: ContextOverflow,
     cancel: Option<Arc<AtomicBool>>,
+    /// Prompt and answer.
+    text: Vec<u32>,
     /// Tokens still to be computed: the prompt at first, then the last token.
     pending: Vec<u32>,
-    logits: Vec<f32>,
+    /// Scores that the next choices are made from, the first one's first: one more than there are guesses.
+    scores: VecDeque<Kept>,
+    /// Guesses that were computed and not yet compared with a choice.
+    guesses: VecDeque<u32>,
+    /// Tokens of the session that belong to the text; guesses may follow them.
+    held: usize,
+    drafter: Option<Box<dyn Drafter>>,
+    governor: Governor,
+    /// Time and number of guesses of the step that `scores` are from, and how many were right so far.
+    round: Option<(Duration, usize, usize)>,
     done: bool,
 }
 
@@ -54,7 +81,7 @@ impl Session {
     pub fn generate(
         &mut self,
         prompt: &[u32],
-        options: GenerateOptions,
+        mut options: GenerateOptions,
     ) -> Result<Generation<'_>, GenerateError> {
         let context = self.decoder().context_length();
         let prompt = if prompt.len() < context {
@@ -68,6 +95,11 @@ impl Session {
             }
             .into());
         };
+        let drafter: Option<Box<dyn Drafter>> = match std::mem::take(&mut options.speculation) {
+            Speculation::Lookup => Some(Box::<PromptLookup>::default()),
+            Speculation::Drafter(drafter) => Some(drafter),
+            Speculation::Off => None,
+        };
         let (overflow, cancel) = (options.overflow, options.cancel.clone());
         let mut answer = Continuation::new(self.model().tokenizer(), &prompt, options)?;
         let computed = self.align(&prompt);
@@ -78,7 +110,13 @@ impl Session {
             answer,
             overflow,
             cancel,
-            logits: Vec::new(),
+            held: prompt.len() - computed,
+            text: prompt,
+            scores: VecDeque::new(),
+            guesses: VecDeque::new(),
+            drafter,
+            governor: Governor::new(),
+            round: None,
             done: false,
         })
     }
@@ -98,6 +136,19 @@ impl Iterator for Generation<'_> {
         }
         Some(step)
     }
+}
+
+/// What the session holds of guesses that did not become text is taken back.
+impl Drop for Generation<'_> {
+    fn drop(&mut self) {
+        self.session.rewind(self.held);
+    }
+}
+
+/// The scores of a position.
+enum Kept {
+    All(Vec<f32>),
+    Best(Vec<(u32, f32)>),
 }
 
 impl Generation<'_> {
@@ -120,19 +171,57 @@ impl Generation<'_> {
         if let Some(last) = self.answer.finish_early() {
             return Ok(last);
         }
-        if let Some(reason) = self.compute_pending()? {
+        if self.scores.is_empty()
+            && let Some(reason) = self.compute_pending()?
+        {
             return Ok(self.answer.end(reason, None));
         }
-        let piece = self.answer.choose(&mut self.logits)?;
-        self.pending = piece.token.iter().map(|sampled| sampled.token).collect();
+        let vocabulary = self.session.decoder().spec().vocabulary;
+        let piece = match self.scores.pop_front() {
+            Some(Kept::All(mut logits)) => self.answer.choose(&mut logits)?,
+            Some(Kept::Best(best)) => self.answer.choose_among(&best, vocabulary)?,
+            None => return Err(SampleError::NothingAllowed.into()),
+        };
+        if let Some(sampled) = &piece.token {
+            self.compare(sampled.token);
+        }
         Ok(piece)
     }
 
-    /// Computes the pending tokens and keeps the logits after the last. Answers why the generation ends here, if it does.
+    /// Compares the choice with the guess: either its scores are there already, or what was guessed is void.
+    fn compare(&mut self, token: u32) {
+        self.text.push(token);
+        if self.guesses.pop_front() == Some(token) {
+            self.held += 1;
+            self.answer.stats_mut().speculation.accepted += 1;
+            if let Some((_, _, accepted)) = &mut self.round {
+                *accepted += 1;
+            }
+        } else {
+            self.scores.clear();
+            self.guesses.clear();
+            self.pending = vec![token];
+        }
+        if self.guesses.is_empty()
+            && let Some((time, guessed, accepted)) = self.round.take()
+        {
+            let pauses = self.governor.note_round(time, guessed, accepted);
+            self.answer.stats_mut().speculation.pauses += usize::from(pauses);
+        }
+    }
+
+    /// Computes the pending tokens and some guesses, and keeps the scores that the next choices need. Answers why the
+    /// generation ends here, if it does.
     fn compute_pending(&mut self) -> Result<Option<StopReason>, GenerateError> {
         let begun = Instant::now();
         let is_first = self.stats().generated_tokens == 0;
-        let pending = std::mem::take(&mut self.pending);
+        let mut pending = self.session.rewind(self.held);
+        if !pending.is_empty() {
+            // Taking guesses back costs more here than they can save.
+            self.drafter = None;
+        }
+        self.held -= pending.len();
+        pending.append(&mut self.pending);
         let step = self.session.decoder().chunk();
         let mut computed = 0;
         while computed < pending.len() {
@@ -140,36 +229,82 @@ impl Generation<'_> {
                 return Ok(Some(StopReason::Cancelled));
             }
             let end = pending.len().min(computed + step);
-            let tokens = &pending[computed..end];
+            let is_last = end == pending.len();
+            let mut tokens = pending[computed..end].to_vec();
             if self.overflow == ContextOverflow::Shift {
                 let shifted = self.session.make_room(tokens.len())?;
                 self.answer.stats_mut().shifts += usize::from(shifted);
             }
-            let wanted = match end == pending.len() {
-                true => Wanted::Last,
+            let guesses = match is_last {
+                true => self.guess(tokens.len())?,
+                false => Vec::new(),
+            };
+            let wanted = match is_last {
+                true => Wanted::From(tokens.len() - 1),
                 false => Wanted::Nothing,
             };
-            let logits = &mut self.logits;
-            let result = self
-                .session
-                .append(tokens, wanted, &mut |scored: Scored<'_>| {
-                    if let Scores::All(scores) = scored.scores {
-                        logits.clear();
-                        logits.extend_from_slice(scores);
-                    }
-                });
+            tokens.extend_from_slice(&guesses);
+            let needs = self.answer.needs(&guesses);
+            let kept = &mut self.scores;
+            let receive = &mut |scored: Scored<'_>| match scored.scores {
+                Scores::All(logits) => kept.push_back(Kept::All(logits.to_vec())),
+                Scores::Candidates(best) => kept.push_back(Kept::Best(best.to_vec())),
+                Scores::Hidden(_) => (),
+            };
+            let select = needs.select();
+            let result = self.session.append_for(&tokens, wanted, select, receive);
             match result {
                 Err(BackendError::ContextFull { .. }) if !is_first => {
                     return Ok(Some(StopReason::ContextFull));
                 }
                 other => other?,
             }
+            self.held = self.session.tokens().len() - guesses.len();
+            self.note_guesses(guesses);
             computed = end;
         }
-        if is_first {
-            self.answer.stats_mut().prefill = begun.elapsed();
-        }
+        self.note_time(is_first, pending.len(), begun.elapsed());
         Ok(None)
+    }
+
+    /// Guesses at what follows `pending` tokens, as many as pay and have room.
+    fn guess(&mut self, pending: usize) -> Result<Vec<u32>, GenerateError> {
+        let mut guesses = Vec::new();
+        let Some(drafter) = &mut self.drafter else {
+            return Ok(guesses);
+        };
+        let decoder = self.session.decoder();
+        let used = self.session.tokens().len() + pending;
+        let room = decoder.context_length().saturating_sub(used);
+        let left = self.answer.tokens_left().saturating_sub(1);
+        let count = self.governor.wanted().min(room).min(left);
+        if count > 0 {
+            drafter.draft(&self.text, count.min(MOST_GUESSES), &mut guesses)?;
+        }
+        Ok(guesses)
+    }
+
+    fn note_guesses(&mut self, guesses: Vec<u32>) {
+        if guesses.is_empty() {
+            return;
+        }
+        let stats = &mut self.answer.stats_mut().speculation;
+        stats.source = self.drafter.as_ref().map(|drafter| drafter.name());
+        stats.rounds += 1;
+        stats.guessed += guesses.len();
+        self.guesses = guesses.into();
+    }
+
+    /// Notes how long a step of `pending` tokens and the guesses took.
+    fn note_time(&mut self, is_first: bool, pending: usize, time: Duration) {
+        let guessed = self.guesses.len();
+        if is_first {
+            self.answer.stats_mut().prefill = time;
+        } else if guessed > 0 {
+            self.round = Some((time, guessed, 0));
+        } else if pending == 1 {
+            self.governor.note_plain(time);
+        }
     }
 
     fn is_cancelled(&self) -> bool {

@@ -63,10 +63,12 @@ impl PageList {
         (pages, self.first * PAGE_TOKENS)
     }
 
-    /// Drops the pages that no query from position `length` on can see.
+    /// Drops the pages that no query from position `length` on can see, even if some tokens are taken back.
     pub(crate) fn drop_unseen(&mut self, length: usize) {
+        /// Tokens that can be taken back for sure: more than are guessed ahead at once.
+        const TAKEN_BACK: usize = 16;
         let Some(window) = self.window else { return };
-        let needed = (length + 1).saturating_sub(window) / PAGE_TOKENS;
+        let needed = (length + 1).saturating_sub(window + TAKEN_BACK) / PAGE_TOKENS;
         while self.first < needed && !self.pages.is_empty() {
             self.pages.pop_front();
             self.first += 1;

@@ -4,7 +4,7 @@
 //! computed on its own, its first token replaced by the beginning-of-text token where the model asks
 //! for one, and the tokens of its second half are scored.
 
-use crate::backend::{BackendError, Decoder, Run, Scores, Wanted};
+use crate::backend::{BackendError, Decoder, Run, Scores, Select, Wanted};
 
 /// The result.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -50,6 +50,7 @@ pub fn perplexity(
             sequence,
             tokens: &content[..content.len() - 1],
             wanted: Wanted::From(first),
+            select: Select::All,
         };
         let computed = decoder.forward(&[run], &mut |scored| {
             if let Scores::All(logits) = scored.scores {

@@ -3,7 +3,7 @@
 use std::path::Path;
 use std::sync::Arc;
 
-use crate::backend::{BackendError, Decoder, Run, Scored, SequenceId, Wanted};
+use crate::backend::{BackendError, Decoder, Run, Scored, Select, SequenceId, Wanted};
 use crate::model_file::Model;
 use crate::prefix::{self, PrefixError};
 
@@ -92,14 +92,41 @@ impl Session {
         wanted: Wanted,
         receive: &mut dyn FnMut(Scored<'_>),
     ) -> Result<(), BackendError> {
+        self.append_for(tokens, wanted, Select::All, receive)
+    }
+
+    /// [`append`](Self::append) where only some scores are wanted.
+    ///
+    /// # Errors
+    /// As [`append`](Self::append).
+    pub fn append_for(
+        &mut self,
+        tokens: &[u32],
+        wanted: Wanted,
+        select: Select<'_>,
+        receive: &mut dyn FnMut(Scored<'_>),
+    ) -> Result<(), BackendError> {
         let run = Run {
             sequence: self.sequence,
             tokens,
             wanted,
+            select,
         };
         self.decoder.forward(&[run], receive)?;
         self.tokens.extend_from_slice(tokens);
         Ok(())
+    }
+
+    /// Takes back all but the first `length` tokens. Gives those of the first `length` that were lost with them and must
+    /// be appended again.
+    pub fn rewind(&mut self, length: usize) -> Vec<u32> {
+        if length >= self.tokens.len() {
+            return Vec::new();
+        }
+        let kept = self.decoder.truncate(self.sequence, length);
+        let lost = self.tokens[kept.min(length)..length].to_vec();
+        self.tokens.truncate(kept);
+        lost
     }
 
     /// Makes room for `tokens` more by dropping the oldest but [`SINK_TOKENS`], and computes again

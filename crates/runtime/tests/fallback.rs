@@ -15,7 +15,7 @@ use ondine_runtime::gguf::ModelFile;
 use ondine_runtime::model::ModelSpec;
 use ondine_runtime::sample::SamplingOptions;
 use ondine_runtime::source::Memory;
-use ondine_runtime::{GenerateOptions, Limits, Model, Session};
+use ondine_runtime::{GenerateOptions, Limits, Model, Session, Speculation};
 
 const TOKENS: usize = 64;
 
@@ -223,6 +223,8 @@ fn generate(
                     ..SamplingOptions::default()
                 },
                 ignore_end: true,
+                // One token per step, so that faults strike at known tokens.
+                speculation: Speculation::Off,
                 ..GenerateOptions::default()
             },
         )

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use ondine_fixtures::{ARCHITECTURES, Random, Tiny};
 use ondine_kernels::TensorType;
 use ondine_runtime::backend::cpu::CpuBackend;
-use ondine_runtime::backend::{LoadOptions, Run, Wanted};
+use ondine_runtime::backend::{LoadOptions, Run, Select, Wanted};
 use ondine_runtime::chat_template::{ChatRequest, Message};
 use ondine_runtime::gguf::{HeaderWriter, ModelFile};
 use ondine_runtime::source::Memory;
@@ -38,6 +38,7 @@ fn try_everything(bytes: Vec<u8>) -> Result<(), String> {
         sequence,
         tokens: &[1, 2, 3],
         wanted: Wanted::Last,
+        select: Select::All,
     };
     decoder
         .forward(&[run], &mut |_| ())

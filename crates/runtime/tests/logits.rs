@@ -6,7 +6,7 @@ use std::sync::Arc;
 use ondine_fixtures::{Case, EXPECTED, ROWS, cases};
 use ondine_kernels::{Isa, TensorType};
 use ondine_runtime::backend::cpu::CpuBackend;
-use ondine_runtime::backend::{KvType, LoadOptions, Run, Scores, Wanted};
+use ondine_runtime::backend::{KvType, LoadOptions, Run, Scores, Select, Wanted};
 use ondine_runtime::gguf::ModelFile;
 use ondine_runtime::source::Memory;
 use ondine_runtime::{Limits, Model};
@@ -152,6 +152,7 @@ fn last_rows(case: &Case, isa: Isa, options: LoadOptions, steps: &[usize]) -> Ve
             sequence,
             tokens: &tokens[start..start + step],
             wanted: Wanted::From(0),
+            select: Select::All,
         };
         decoder
             .forward(&[run], &mut |scored| {

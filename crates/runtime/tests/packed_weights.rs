@@ -7,7 +7,7 @@ use ondine_fixtures::{ARCHITECTURES, Tiny};
 use ondine_kernels::TensorType;
 use ondine_runtime::backend::cpu::CpuBackend;
 use ondine_runtime::backend::{
-    Decoder, LoadOptions, MemoryBudget, Run, Scores, StreamingReport, Wanted,
+    Decoder, LoadOptions, MemoryBudget, Run, Scores, Select, StreamingReport, Wanted,
 };
 use ondine_runtime::{Limits, Model, PackedCache};
 
@@ -33,6 +33,15 @@ fn cached_and_streamed_weights_give_the_same_bits() {
             assert!(report.is_none());
         }
         assert_eq!(place.cache().files().unwrap().len(), 1);
+        // A split head has a file of its own.
+        for _ in 0..2 {
+            let split = LoadOptions {
+                screened_head: true,
+                ..place.options(None)
+            };
+            let (cached, _) = place.logits(&split);
+            assert!(cached == expected, "{architecture}: split head");
+        }
         let mut streamed = 0;
         for budget in place.budgets() {
             let (logits, report) = place.logits(&place.options(Some(budget)));
@@ -220,6 +229,7 @@ impl Place {
                 sequence,
                 tokens,
                 wanted,
+                select: Select::All,
             };
             decoder
                 .forward(&[run], &mut |scored| {

@@ -7,7 +7,7 @@ use std::sync::atomic::AtomicBool;
 use ondine_fixtures::{ARCHITECTURES, Tiny};
 use ondine_runtime::backend::cpu::CpuBackend;
 use ondine_runtime::backend::{
-    BackendError, Decoder, KvType, LoadOptions, Run, Scores, SequenceId, Wanted,
+    BackendError, Decoder, KvType, LoadOptions, Run, Scores, Select, SequenceId, Wanted,
 };
 use ondine_runtime::gguf::ModelFile;
 use ondine_runtime::sample::SamplingOptions;
@@ -37,11 +37,13 @@ fn interleaved_sequences_do_not_disturb_each_other() {
                     sequence: a,
                     tokens: &first[step * 6..step * 6 + 6],
                     wanted: Wanted::Last,
+                    select: Select::All,
                 },
                 Run {
                     sequence: b,
                     tokens: &second[step * 5..step * 5 + 5],
                     wanted: Wanted::Last,
+                    select: Select::All,
                 },
             ];
             decoder
@@ -291,11 +293,13 @@ fn hidden_states_do_not_depend_on_the_batch() {
                 sequence: a,
                 tokens: &other,
                 wanted: Wanted::Last,
+                select: Select::All,
             },
             Run {
                 sequence: b,
                 tokens: &wanted,
                 wanted: Wanted::Hidden,
+                select: Select::All,
             },
         ];
         decoder
@@ -310,6 +314,7 @@ fn hidden_states_do_not_depend_on_the_batch() {
                 sequence: alone,
                 tokens: std::slice::from_ref(token),
                 wanted: Wanted::Hidden,
+                select: Select::All,
             };
             let mut seen = 0;
             decoder
@@ -335,6 +340,7 @@ fn wrong_requests_get_typed_errors() {
         sequence,
         tokens,
         wanted: Wanted::Last,
+        select: Select::All,
     };
     let result = decoder.forward(&[run(sequence, &[1, u32::MAX])], &mut |_| ());
     assert!(matches!(result, Err(BackendError::UnknownToken { .. })));
@@ -381,6 +387,7 @@ fn last_logits(decoder: &mut dyn Decoder, sequence: SequenceId, tokens: &[u32]) 
         sequence,
         tokens,
         wanted: Wanted::Last,
+        select: Select::All,
     };
     decoder
         .forward(&[run], &mut |scored| {

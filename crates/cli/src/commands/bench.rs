@@ -1,14 +1,18 @@
 //! `ondine bench`: how fast a model runs here, beside what this machine could do.
 
-use super::load::{LoadArgs, ModelArgs, peak_resident_bytes, streaming_json};
+use super::load::{LoadArgs, ModelArgs, head_json, peak_resident_bytes, streaming_json};
 use crate::error::CliError;
 use crate::output::Output;
 use crate::progress::Bar;
 use ondine_kernels::{MachineLimits, ThreadPool};
 use ondine_runtime::backend::MemoryReport;
 use ondine_runtime::bench::{Bench, Measured, Rate, Rounds, Test};
+use ondine_runtime::tokenizer::EncodeOptions;
 use serde_json::{Value, json};
 use std::num::NonZeroU32;
+
+/// What is computed: prose and a little code, as models are asked for.
+const TEXT: &str = include_str!("bench_text.txt");
 
 /// Arguments of `ondine bench`.
 #[derive(Debug, clap::Args)]
@@ -20,7 +24,7 @@ Examples:
   ondine bench -p 0 -n 64 --batch 1,16        one sequence, and 16 decoded together
   ondine bench --neighbours 2                 alone, and beside two busy threads
 
-Every test runs once per round, all tests in turn; medians over the rounds are printed with the
+The tokens are those of a short text, again and again. Every test runs once per round, all tests in turn; medians over the rounds are printed with the
 slowest and the fastest. The machine's read bandwidth is measured in every round; the best counts.")]
 pub struct Args {
     #[command(flatten)]
@@ -66,6 +70,9 @@ pub struct Args {
     /// Run each test also beside this many busy threads that compete for the processor
     #[arg(long, default_value = "0", value_name = "THREADS", value_parser = clap::value_parser!(u32).range(0..=256))]
     neighbours: u32,
+    /// Compute all scores of each decoded token, not only those that a greedy choice needs
+    #[arg(long)]
+    all_scores: bool,
     /// Rounds
     #[arg(short, long, default_value = "5")]
     rounds: NonZeroU32,
@@ -95,7 +102,15 @@ pub fn run(args: &Args, output: &mut Output) -> Result<(), CliError> {
         count: args.rounds.get() as usize,
         neighbours: args.neighbours as usize,
     };
-    let rates = Bench::new(decoder.as_mut()).run(&tests, rounds, |done, all| {
+    let text = model.tokenizer().encode(
+        TEXT,
+        EncodeOptions {
+            add_special: true,
+            parse_special: false,
+        },
+    );
+    let mut bench = Bench::new(decoder.as_mut(), &text).with_all_scores(args.all_scores);
+    let rates = bench.run(&tests, rounds, |done, all| {
         bar.set(done, all, "");
         if done % tests.len() == 0 {
             limits = limits.best_of(&MachineLimits::measure(&pool));
@@ -103,7 +118,11 @@ pub fn run(args: &Args, output: &mut Output) -> Result<(), CliError> {
     });
     bar.finish();
     let rates = rates.map_err(|error| CliError::Failed(error.to_string()))?;
-    let memory = decoder.memory();
+    let mut memory = decoder.memory();
+    let head = decoder.head();
+    // Decoding looks for the best token, which needs less than the whole head.
+    memory.read_per_token =
+        memory.read_per_token.saturating_sub(head.bytes) + head.bytes_per_row().round() as u64;
     let rows: Vec<Row> = tests
         .iter()
         .zip(&rates)
@@ -122,6 +141,7 @@ pub fn run(args: &Args, output: &mut Output) -> Result<(), CliError> {
                 "read_bytes_per_second": limits.read_bytes_per_second,
                 "int8_multiply_accumulates_per_second": limits.int8_macs_per_second,
             },
+            "head": head_json(&head),
             "peak_rss_bytes": peak_resident_bytes(),
             "streaming": streaming_json(decoder.as_ref()),
             "tests": rows.iter().map(Row::json).collect::<Vec<_>>(),
@@ -153,7 +173,12 @@ pub fn run(args: &Args, output: &mut Output) -> Result<(), CliError> {
             disk / 1e9
         ))?;
     }
-    Ok(())
+    output.line(&format!(
+        "output head: {:.1} of {:.1} MB read per token, {:.1} % of the tokens needed all of it",
+        head.bytes_per_row() / 1e6,
+        head.bytes as f64 / 1e6,
+        head.fallback_rate() * 100.0
+    ))
 }
 
 fn tests(args: &Args) -> Vec<Test> {

@@ -5,9 +5,11 @@ use crate::interrupt;
 use crate::output::Output;
 use ondine_runtime::constraint::{Constraint, ConstraintSpec};
 use ondine_runtime::sample::SamplingOptions;
+use ondine_runtime::speculate::SpeculationStats;
 use ondine_runtime::{
-    ContextOverflow, GenerateOptions, GenerationStats, Model, Session, StopReason,
+    ContextOverflow, GenerateOptions, GenerationStats, Model, Session, Speculation, StopReason,
 };
+use serde_json::{Value, json};
 use std::path::PathBuf;
 
 /// How to generate.
@@ -58,6 +60,9 @@ pub struct GenerateArgs {
     /// Go on after the end of the turn
     #[arg(long)]
     ignore_eos: bool,
+    /// Do not guess tokens ahead
+    #[arg(long)]
+    no_speculation: bool,
     /// Answer with JSON that conforms to the schema in this file
     #[arg(long, value_name = "FILE", group = "constraint")]
     json_schema: Option<PathBuf>,
@@ -91,6 +96,10 @@ impl GenerateArgs {
             constraint: self.constraint(model)?,
             wind_down: 0,
             ignore_end: self.ignore_eos,
+            speculation: match self.no_speculation {
+                true => Speculation::Off,
+                false => Speculation::Lookup,
+            },
             cancel: None,
         })
     }
@@ -192,6 +201,18 @@ pub fn answer(
         stop,
         complete: generation.is_complete(),
         stats: *generation.stats(),
+    })
+}
+
+/// What guessing tokens ahead did.
+pub fn speculation_json(stats: &SpeculationStats) -> Value {
+    json!({
+        "source": stats.source,
+        "rounds": stats.rounds,
+        "guessed": stats.guessed,
+        "accepted": stats.accepted,
+        "acceptance": stats.accepted as f64 / stats.guessed.max(1) as f64,
+        "pauses": stats.pauses,
     })
 }
 

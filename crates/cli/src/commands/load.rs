@@ -7,8 +7,8 @@ use ondine_hub::{Hub, Settings};
 use ondine_runtime::Limits;
 use ondine_runtime::backend::cpu::CpuBackend;
 use ondine_runtime::backend::{
-    Backend, Deadlines, Decoder, FallbackDecoder, KvType, LoadOptions, MemoryBudget, StepDown,
-    Unavailable,
+    Backend, Deadlines, Decoder, FallbackDecoder, HeadReport, KvType, LoadOptions, MemoryBudget,
+    StepDown, Unavailable,
 };
 use ondine_runtime::gguf::ModelFileError;
 use ondine_runtime::{Model, ModelError, PackedCache};
@@ -49,6 +49,10 @@ pub struct LoadArgs {
     /// Memory to use at most, as 300MiB; weights that do not fit are read from disk as they are needed
     #[arg(long, value_name = "SIZE", value_parser = parse_size)]
     pub memory_budget: Option<u64>,
+    /// Lay the output head out so that the highest scores are found reading little more than half of it; the tokens are
+    /// the same. Pays where memory is slow for the cores and the head is a large part of the model (Q8_0 heads only)
+    #[arg(long)]
+    pub screened_head: bool,
     /// Neither use nor write packed weights on disk, which make the next start quicker
     #[arg(long)]
     pub no_cache: bool,
@@ -158,6 +162,7 @@ impl LoadArgs {
                 false => packed_cache(),
             },
             memory_budget: self.memory_budget.map(MemoryBudget::Process),
+            screened_head: self.screened_head,
             ..LoadOptions::default()
         }
     }
@@ -408,6 +413,15 @@ impl From<ModelFileError> for CliError {
     fn from(error: ModelFileError) -> Self {
         CliError::Failed(error.to_string())
     }
+}
+
+/// What the output head read.
+pub fn head_json(head: &HeadReport) -> Value {
+    json!({
+        "bytes": head.bytes,
+        "bytes_read_per_token": head.bytes_per_row().round(),
+        "fallback_rate": head.fallback_rate(),
+    })
 }
 
 /// Most memory that this process ever held, in bytes, where the system tells.

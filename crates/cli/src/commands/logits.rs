@@ -3,7 +3,7 @@
 use super::load::{LoadArgs, ModelArgs};
 use crate::error::CliError;
 use crate::output::Output;
-use ondine_runtime::backend::{KvType, Run, Scores, Wanted};
+use ondine_runtime::backend::{KvType, Run, Scores, Select, Wanted};
 use serde_json::json;
 use std::fs::File;
 use std::io::{BufWriter, Write};
@@ -50,6 +50,7 @@ pub fn run(args: &Args, output: &mut Output) -> Result<(), CliError> {
         sequence,
         tokens: &args.tokens,
         wanted: Wanted::From(0),
+        select: Select::All,
     };
     let mut written = Ok(());
     decoder

@@ -5,6 +5,11 @@ use crate::error::CliError;
 use crate::interrupt;
 use crate::output::Output;
 use crate::progress::Bar;
+use ondine_kernels::Isa;
+use ondine_runtime::Model;
+use ondine_runtime::backend::Decoder;
+use ondine_runtime::backend::cpu::CpuBackend;
+use ondine_runtime::fidelity::{Agreement, fidelity};
 use ondine_runtime::perplexity::perplexity;
 use ondine_runtime::tokenizer::EncodeOptions;
 use serde_json::json;
@@ -19,6 +24,7 @@ const DEFAULT_WINDOW: usize = 512;
 Examples:
   ondine perplexity text.txt
   ondine perplexity -m gemma-3-270m wiki.valid.txt --ctx 512 --chunks 20 --json
+  ondine perplexity text.txt --against scalar          what the fast kernels change
 
 The text is cut into windows of --ctx tokens; the second half of each is scored (llama.cpp's
 convention, so that figures compare).")]
@@ -32,6 +38,14 @@ pub struct Args {
     /// Windows to score at most; all unless given
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
     chunks: Option<u32>,
+    /// Compare with the kernels of another instruction set (scalar is the reference) instead of scoring: how often is
+    /// the likeliest token the same, how far apart are the distributions
+    #[arg(long, value_name = "ISA", conflicts_with = "chunks")]
+    against: Option<String>,
+    /// Positions to compare with --against
+    #[arg(long, value_name = "N", default_value_t = 2000, requires = "against",
+          value_parser = clap::value_parser!(u32).range(1..))]
+    positions: u32,
 }
 
 /// Scores the text.
@@ -71,6 +85,14 @@ pub fn run(args: &Args, output: &mut Output) -> Result<(), CliError> {
         options.context = Some(window);
     }
     let mut decoder = args.load.load_with(&model, &options, output)?;
+    if let Some(isa) = &args.against {
+        let compared = Compared {
+            tokens,
+            window,
+            begin,
+        };
+        return compare(args, isa, &model, decoder.as_mut(), &compared, output);
+    }
     let bar = Bar::new(output, "windows");
     let most = args.chunks.map(|windows| windows as usize);
     let result = perplexity(
@@ -107,5 +129,95 @@ pub fn run(args: &Args, output: &mut Output) -> Result<(), CliError> {
         result.ppl * result.standard_error,
         result.tokens,
         result.windows,
+    ))
+}
+
+/// What is compared.
+struct Compared {
+    tokens: Vec<u32>,
+    window: usize,
+    begin: Option<u32>,
+}
+
+/// Compares the decoder with one that uses the kernels called `isa`.
+fn compare(
+    args: &Args,
+    isa: &str,
+    model: &Model,
+    decoder: &mut dyn Decoder,
+    compared: &Compared,
+    output: &mut Output,
+) -> Result<(), CliError> {
+    let isa =
+        Isa::from_name(isa).map_err(|error| CliError::Usage(format!("--against: {error}")))?;
+    let failed = |error: &dyn std::fmt::Display| CliError::Failed(error.to_string());
+    let mut reference = model
+        .load(&CpuBackend::with_isa(isa), &args.load.options())
+        .map_err(|error| failed(&error))?;
+    let bar = Bar::new(output, "positions");
+    let result = fidelity(
+        decoder,
+        reference.as_mut(),
+        &compared.tokens,
+        compared.window,
+        args.positions as usize,
+        compared.begin,
+        |done, all| {
+            bar.set(done, all, "");
+            !interrupt::is_interrupted()
+        },
+    );
+    bar.finish();
+    let result = result.map_err(|error| failed(&error))?;
+    if interrupt::is_interrupted() {
+        return Err(CliError::Interrupted("interrupted".into()));
+    }
+    let positions = result.positions.max(1) as f64;
+    let head = decoder.head();
+    if output.is_json() {
+        let agreement = |agreement: &Agreement| {
+            json!({
+                "same_best": agreement.same_best as f64 / positions,
+                "mean_kl": agreement.divergence / positions,
+                "largest_kl": agreement.largest_divergence,
+            })
+        };
+        return output.json(&json!({
+            "isa": decoder.device().device,
+            "against": isa.name(),
+            "positions": result.positions,
+            "ctx": compared.window,
+            "together": agreement(&result.together),
+            "one_by_one": agreement(&result.single),
+            "best_scores": {
+                "positions": result.selected,
+                "different_from_full": result.selected_wrongly,
+                "fallback_rate": head.fallback_rate(),
+            },
+        }));
+    }
+    output.line(&format!(
+        "{} against {}: {} positions in windows of {}",
+        decoder.device().device,
+        isa.name(),
+        result.positions,
+        compared.window
+    ))?;
+    for (name, agreement) in [
+        ("together", &result.together),
+        ("one by one", &result.single),
+    ] {
+        output.line(&format!(
+            "tokens {name:<11} same likeliest token {:.2} %, mean KL {:.2e}, largest {:.2e} nats",
+            100.0 * agreement.same_best as f64 / positions,
+            agreement.divergence / positions,
+            agreement.largest_divergence
+        ))?;
+    }
+    output.line(&format!(
+        "best scores alone: {} positions, {} differ from the full scores; {:.1} % needed the whole head",
+        result.selected,
+        result.selected_wrongly,
+        100.0 * head.fallback_rate()
     ))
 }

@@ -1,12 +1,15 @@
 //! `ondine run`: one prompt, one answer.
 
-use super::generate::{GenerateArgs, answer};
-use super::load::{LoadArgs, ModelArgs, peak_resident_bytes, step_downs_json, streaming_json};
+use super::generate::{GenerateArgs, answer, speculation_json};
+use super::load::{
+    LoadArgs, ModelArgs, head_json, peak_resident_bytes, step_downs_json, streaming_json,
+};
 use crate::error::CliError;
 use crate::output::Output;
-use ondine_runtime::Session;
 use ondine_runtime::chat_template::{ChatRequest, Message};
+use ondine_runtime::speculate::DraftModel;
 use ondine_runtime::tokenizer::EncodeOptions;
+use ondine_runtime::{Session, Speculation};
 use serde_json::json;
 use std::io::{IsTerminal, Read, stdin};
 use std::path::PathBuf;
@@ -40,6 +43,10 @@ pub struct Args {
     /// Keep the computed beginning of the prompt in this file, and use it if it is there
     #[arg(long, value_name = "FILE")]
     prefix_cache: Option<PathBuf>,
+    /// Model that guesses tokens ahead, of the same vocabulary: a name, a .gguf file, or a directory. The text is the
+    /// same, it may come sooner
+    #[arg(long, value_name = "MODEL", conflicts_with = "no_speculation")]
+    draft: Option<String>,
     #[command(flatten)]
     generate: GenerateArgs,
 }
@@ -87,8 +94,11 @@ pub fn run(args: &Args, output: &mut Output) -> Result<(), CliError> {
             .count();
         (tokens, shared)
     };
-    let options = args.generate.options(&model)?;
+    let mut options = args.generate.options(&model)?;
     let mut session = Session::new(model.clone(), args.load.load(&model, output)?);
+    if let Some(name) = &args.draft {
+        options.speculation = draft(args, name, &session, output)?;
+    }
     if let Some(path) = &args.prefix_cache {
         session
             .use_prefix_file(path, &tokens[..shared])
@@ -114,12 +124,33 @@ pub fn run(args: &Args, output: &mut Output) -> Result<(), CliError> {
             "threads": device.threads,
             "step_downs": step_downs_json(session.decoder().step_downs()),
             "simulations": simulations,
+            "head": head_json(&session.decoder().head()),
+            "speculation": speculation_json(&stats.speculation),
             "stop": answer.stop.name(),
             "complete": answer.complete,
             "streaming": streaming_json(session.decoder()),
         }));
     }
     Ok(())
+}
+
+/// Guesses from the model called `name`, loaded as the other one was.
+fn draft(
+    args: &Args,
+    name: &str,
+    session: &Session,
+    output: &mut Output,
+) -> Result<Speculation, CliError> {
+    let named = ModelArgs {
+        model: name.into(),
+        identity: args.model.identity.clone(),
+    };
+    let model = named.open(output)?;
+    let draft = DraftModel::new(Session::new(model.clone(), args.load.load(&model, output)?));
+    match draft.mismatch(session) {
+        Some(why) => Err(CliError::Failed(format!("--draft {name}: {why}"))),
+        None => Ok(Speculation::Drafter(Box::new(draft))),
+    }
 }
 
 fn prompt(args: &Args) -> Result<String, CliError> {

@@ -63,7 +63,7 @@ pub struct PackedMatrix {
 
 impl PackedMatrix {
     /// Version of the packed form: a cache that holds another one is stale.
-    pub const FORM: u32 = 1;
+    pub const FORM: u32 = 2;
     /// Alignment that [`from_bytes`](Self::from_bytes) wants for the best speed, bytes.
     pub const ALIGNMENT: usize = memory::ALIGNMENT;
 
@@ -72,7 +72,20 @@ impl PackedMatrix {
     /// # Errors
     /// If a row does not fill whole blocks, or the shape is too large.
     pub fn packed_bytes(ty: TensorType, rows: usize, cols: usize) -> Result<usize, KernelError> {
-        Ok(Shape::new(PackedForm::Interleaved, ty, rows, cols)?.packed_bytes)
+        Self::packed_bytes_of(PackedForm::Interleaved, ty, rows, cols)
+    }
+
+    /// [`packed_bytes`](Self::packed_bytes) of another form.
+    ///
+    /// # Errors
+    /// As [`packed_bytes`](Self::packed_bytes), and if the type has no such form.
+    pub fn packed_bytes_of(
+        form: PackedForm,
+        ty: TensorType,
+        rows: usize,
+        cols: usize,
+    ) -> Result<usize, KernelError> {
+        Ok(Shape::new(form, ty, rows, cols)?.packed_bytes)
     }
 
     /// Starts a matrix of `rows` rows of `cols` elements.

@@ -5,7 +5,7 @@ use std::io::{Read, Write};
 use std::sync::Arc;
 
 use ondine_runtime::backend::{
-    BackendError, Decoder, DeviceReport, MemoryReport, Run, Scored, Scores, SequenceId,
+    BackendError, Decoder, DeviceReport, MemoryReport, Run, Scored, Scores, Select, SequenceId,
     Unavailable, Wanted,
 };
 use ondine_runtime::gguf::ModelFile;
@@ -137,6 +137,7 @@ impl OnnxDecoder {
             sequence,
             tokens: &[0],
             wanted: Wanted::Last,
+            select: Select::All,
         };
         let done = self.forward(&[run], &mut |_| ());
         self.stop(sequence);

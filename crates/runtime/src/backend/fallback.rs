@@ -10,8 +10,8 @@ use std::sync::Arc;
 
 use super::watchdog::{Deadlines, WatchedDecoder};
 use super::{
-    Backend, BackendError, Decoder, DeviceReport, LoadOptions, MemoryReport, Run, Scored,
-    SequenceId, StreamingReport, Unavailable, Wanted,
+    Backend, BackendError, Decoder, DeviceReport, HeadReport, LoadOptions, MemoryReport, Run,
+    Scored, Select, SequenceId, StreamingReport, Unavailable, Wanted,
 };
 use crate::model::ModelSpec;
 use crate::model_file::Model;
@@ -186,6 +186,7 @@ impl FallbackDecoder {
                 sequence: inner,
                 tokens,
                 wanted: Wanted::Nothing,
+                select: Select::All,
             };
             self.active.forward(&[run], &mut |_| ())?;
         }
@@ -345,6 +346,10 @@ impl Decoder for FallbackDecoder {
 
     fn notes(&self) -> &[String] {
         self.active.notes()
+    }
+
+    fn head(&self) -> HeadReport {
+        self.active.head()
     }
 
     fn streaming(&self) -> Option<StreamingReport> {

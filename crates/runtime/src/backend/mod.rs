@@ -153,6 +153,11 @@ pub trait Decoder: Send {
     fn disk_bytes_per_second(&self) -> Option<f64> {
         None
     }
+
+    /// What the output head did so far.
+    fn head(&self) -> HeadReport {
+        HeadReport::default()
+    }
 }
 
 /// Tokens to append to one sequence.
@@ -164,6 +169,23 @@ pub struct Run<'a> {
     pub tokens: &'a [u32],
     /// For which of these tokens the scores of the next one are wanted.
     pub wanted: Wanted,
+    /// Which of those scores.
+    pub select: Select<'a>,
+}
+
+/// Which scores of a token are wanted.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Select<'a> {
+    /// Those of the whole vocabulary.
+    #[default]
+    All,
+    /// The highest; a decoder may give [`Scores::All`] nevertheless.
+    Best {
+        /// How many, at least 1.
+        count: usize,
+        /// Tokens whose scores are wanted besides. Unknown ones are ignored.
+        also: &'a [u32],
+    },
 }
 
 /// For which tokens of a [`Run`] scores are wanted.
@@ -216,7 +238,8 @@ impl BackendError {
 pub enum Scores<'a> {
     /// One logit per token of the vocabulary. May be changed by the receiver.
     All(&'a mut [f32]),
-    /// The highest, as (token, logit), highest first.
+    /// What [`Select::Best`] asked for and maybe more, as (token, logit), highest first, of equal ones the smaller
+    /// token. The logits are those that [`Scores::All`] would have.
     Candidates(&'a [(u32, f32)]),
     /// The token's hidden state, shape `[embedding]`, where [`Wanted::Hidden`] asked for it.
     Hidden(&'a [f32]),
@@ -241,6 +264,9 @@ pub struct LoadOptions {
     pub packed_cache: Option<PackedCache>,
     /// Most memory to use; weights that do not fit are read from the packed cache as they are needed.
     pub memory_budget: Option<MemoryBudget>,
+    /// Lay the output head out so that the highest scores are found reading little more than half of it, where its type
+    /// allows; all scores take longer then. Not with a memory budget.
+    pub screened_head: bool,
     /// Bounds for everything read from files.
     pub limits: Limits,
 }
@@ -294,6 +320,7 @@ impl Default for LoadOptions {
             chunk: None,
             packed_cache: None,
             memory_budget: None,
+            screened_head: false,
             limits: Limits::default(),
         }
     }
@@ -332,6 +359,47 @@ pub struct MemoryReport {
     pub kv_per_position: u64,
     /// Working buffers.
     pub scratch: u64,
+}
+
+/// What the output head did since it was loaded.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct HeadReport {
+    /// Bytes of the head's matrix.
+    pub bytes: u64,
+    /// Positions that scores were computed for.
+    pub rows: u64,
+    /// Bytes of the head that were read for them.
+    pub bytes_read: u64,
+    /// Positions for which only the highest scores were looked for.
+    pub screened: u64,
+    /// Those of them that needed the whole head in the end.
+    pub undecided: u64,
+}
+
+impl HeadReport {
+    /// Bytes read per position; those of the whole head before anything was computed.
+    pub fn bytes_per_row(&self) -> f64 {
+        match self.rows {
+            0 => self.bytes as f64,
+            rows => self.bytes_read as f64 / rows as f64,
+        }
+    }
+
+    /// Share of the screened positions that needed the whole head; zero if there were none.
+    pub fn fallback_rate(&self) -> f64 {
+        self.undecided as f64 / self.screened.max(1) as f64
+    }
+
+    /// What was done after `before`.
+    pub fn since(&self, before: &HeadReport) -> HeadReport {
+        HeadReport {
+            bytes: self.bytes,
+            rows: self.rows - before.rows,
+            bytes_read: self.bytes_read - before.bytes_read,
+            screened: self.screened - before.screened,
+            undecided: self.undecided - before.undecided,
+        }
+    }
 }
 
 /// Why a backend failed.

@@ -14,7 +14,7 @@ use std::time::{Duration, Instant};
 
 use super::{
     Backend, BackendError, Decoder, DeviceReport, LoadOptions, MemoryReport, Run, Scored, Scores,
-    SequenceId, Unavailable,
+    Select, SequenceId, Unavailable,
 };
 use crate::model::ModelSpec;
 use crate::model_file::Model;
@@ -266,6 +266,8 @@ impl OwnedRun {
             sequence: self.sequence,
             tokens: &self.tokens,
             wanted: self.wanted,
+            // Foreign runtimes give all scores anyway.
+            select: Select::All,
         }
     }
 

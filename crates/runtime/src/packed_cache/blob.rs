@@ -3,7 +3,7 @@
 //! ```text
 //! magic (8) | version u32 | packed form u32 | bytes of the table u64 | BLAKE3 of all of the header but this (32)
 //! table: key of the model (32) | label | number of entries u64 | entries
-//! entry: tensor | first row u64 | rows u64 | columns u64 | type u32 | offset u64 | bytes u64
+//! entry: tensor | first row u64 | rows u64 | columns u64 | type u32 | form u32 | offset u64 | bytes u64
 //! matrices, each at its offset, a multiple of 4096
 //! ```
 //!
@@ -13,12 +13,12 @@ use std::fs::File;
 use std::io;
 use std::path::{Path, PathBuf};
 
-use ondine_kernels::{PackedMatrix, TensorType};
+use ondine_kernels::{PackedForm, PackedMatrix, TensorType};
 
 use super::disk::{DISK_BLOCK, read_exact_at};
 
 const MAGIC: &[u8; 8] = b"ONDPACKD";
-const VERSION: u32 = 1;
+const VERSION: u32 = 2;
 /// Bytes before the table.
 const FIXED: usize = 8 + 4 + 4 + 8 + 32;
 /// Largest table that is read.
@@ -34,6 +34,7 @@ pub(crate) struct Entry {
     pub(crate) rows: usize,
     pub(crate) columns: usize,
     pub(crate) tensor_type: TensorType,
+    pub(crate) form: PackedForm,
     /// Where it begins in the file; a multiple of [`DISK_BLOCK`].
     pub(crate) offset: u64,
     pub(crate) bytes: u64,
@@ -86,6 +87,7 @@ impl Header {
                 table.extend((number as u64).to_le_bytes());
             }
             table.extend((entry.tensor_type as u32).to_le_bytes());
+            table.extend(form_code(entry.form).to_le_bytes());
             table.extend(entry.offset.to_le_bytes());
             table.extend(entry.bytes.to_le_bytes());
         }
@@ -140,6 +142,9 @@ impl Header {
             let mut number = || take_u64(rest).and_then(to_usize);
             let (first_row, rows, columns) = (number()?, number()?, number()?);
             let tensor_type = TensorType::from_ggml(take_u32(rest)?).ok_or(BlobError::Unusable)?;
+            let form = take_u32(rest)?;
+            let form = FORMS.into_iter().find(|known| form_code(*known) == form);
+            let form = form.ok_or(BlobError::Unusable)?;
             let (offset, bytes) = (take_u64(rest)?, take_u64(rest)?);
             let end = offset.checked_add(bytes).filter(|&end| end <= 1 << 62);
             if end.is_none() || !offset.is_multiple_of(DISK_BLOCK as u64) {
@@ -151,6 +156,7 @@ impl Header {
                 rows,
                 columns,
                 tensor_type,
+                form,
                 offset,
                 bytes,
             });
@@ -186,6 +192,17 @@ impl PackedFile {
             model: Header::read(&file).ok().map(|header| header.label),
             used: status.modified()?,
         })
+    }
+}
+
+/// All forms.
+const FORMS: [PackedForm; 2] = [PackedForm::Interleaved, PackedForm::Split];
+
+/// How a form is written.
+fn form_code(form: PackedForm) -> u32 {
+    match form {
+        PackedForm::Interleaved => 0,
+        PackedForm::Split => 1,
     }
 }
 
@@ -249,6 +266,10 @@ mod tests {
             rows: 16,
             columns: 32,
             tensor_type: TensorType::Q8_0,
+            form: match tensor {
+                "b" => PackedForm::Split,
+                _ => PackedForm::Interleaved,
+            },
             offset: 0,
             bytes,
         };

@@ -121,8 +121,11 @@ impl PackedCache {
     /// The file of the model that consists of `sources`, if there is a usable one.
     pub fn file_of(&self, sources: &[Arc<dyn ByteSource>]) -> Option<PackedFile> {
         let key = Key::of(sources)?;
-        let file = PackedFile::read(&self.path_of(&key)).ok()?;
-        file.model.is_some().then_some(file)
+        let split = key.with_split_head();
+        [key, split].iter().find_map(|key| {
+            let file = PackedFile::read(&self.path_of(key)).ok()?;
+            file.model.is_some().then_some(file)
+        })
     }
 
     /// Opens the file of a model.
@@ -337,6 +340,16 @@ impl Key {
         })
     }
 
+    /// The key of the same model's matrices with a split output head. The two files do not replace each other.
+    pub(crate) fn with_split_head(&self) -> Self {
+        let split = |bytes: &[u8]| blake3::hash(&[bytes, b" split head"].concat());
+        Key {
+            model: split(self.model.as_bytes()).to_hex()[..16].to_owned(),
+            whole: *split(&self.whole).as_bytes(),
+            label: self.label.clone(),
+        }
+    }
+
     fn name(&self) -> String {
         let whole = blake3::Hash::from_bytes(self.whole).to_hex();
         format!("{}-{}", self.model, &whole[..16])
@@ -412,6 +425,7 @@ mod tests {
             rows: 1,
             columns: 32,
             tensor_type: TensorType::F32,
+            form: ondine_kernels::PackedForm::Interleaved,
             offset: 0,
             bytes,
         }

@@ -14,6 +14,7 @@ mod stop;
 
 use ondine_kernels::Isa;
 
+use crate::backend::Select;
 use candidates::Candidates;
 use logprobs::Logprobs;
 pub use mask::TokenMask;
@@ -82,6 +83,33 @@ impl PartialEq for Sampled {
     }
 }
 
+/// Which logits a choice depends on.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Needs {
+    /// Those of all tokens.
+    All,
+    /// The highest, and those of some tokens.
+    Best {
+        /// How many of the highest.
+        count: usize,
+        /// The tokens, in order.
+        also: Vec<u32>,
+    },
+}
+
+impl Needs {
+    /// The same as a decoder is asked.
+    pub fn select(&self) -> Select<'_> {
+        match self {
+            Needs::All => Select::All,
+            Needs::Best { count, also } => Select::Best {
+                count: *count,
+                also,
+            },
+        }
+    }
+}
+
 /// Chooses tokens as its options say. Holds the random state and the tokens that the penalties look back on.
 #[derive(Debug, Clone)]
 pub struct Sampler {
@@ -115,6 +143,58 @@ impl Sampler {
         self.recent.push(token);
     }
 
+    /// What the choice of the next token needs, if `ahead` are accepted before it.
+    pub fn needs(&self, ahead: &[u32]) -> Needs {
+        let options = &self.options;
+        let least = options.min_keep.max(1);
+        let count = match (options.temperature == 0.0, options.top_k) {
+            _ if options.top_logprobs > 0 => return Needs::All,
+            (true, _) => 1,
+            (false, 0) => return Needs::All,
+            (false, top_k) => top_k.max(least),
+        };
+        let mut also: Vec<u32> = options.logit_bias.iter().map(|&(token, _)| token).collect();
+        if self.recent.is_used() {
+            also.extend(self.recent.tokens());
+            also.extend_from_slice(ahead);
+        }
+        also.sort_unstable();
+        also.dedup();
+        // A token that is not changed is among the best of all unless changed ones stand before it.
+        Needs::Best {
+            count: count + also.len(),
+            also,
+        }
+    }
+
+    /// Chooses as [`sample`](Self::sample) would among the logits of a `vocabulary` of which `best`, (token, logit), are
+    /// what [`needs`](Self::needs) asked for. The token is the same.
+    ///
+    /// # Errors
+    /// As [`sample`](Self::sample).
+    pub fn sample_among(
+        &mut self,
+        best: &[(u32, f32)],
+        vocabulary: usize,
+    ) -> Result<Sampled, SampleError> {
+        let mut ordered = best.to_vec();
+        ordered.sort_unstable_by_key(|&(token, _)| token);
+        let (tokens, mut logits): (Vec<u32>, Vec<f32>) = ordered.into_iter().unzip();
+        for &(token, bias) in &self.options.logit_bias {
+            match tokens.binary_search(&token) {
+                Ok(place) => logits[place] += bias,
+                Err(_) => return Err(SampleError::UnknownToken { token, vocabulary }),
+            }
+        }
+        self.recent.apply_to(&self.options, &tokens, &mut logits);
+        let place = self.choose(&logits)?;
+        Ok(Sampled {
+            token: tokens[place as usize],
+            logprob: f32::NAN,
+            top: Vec::new(),
+        })
+    }
+
     /// Chooses among `logits` (shape `[vocabulary]`) one that `mask` allows. The logits are changed.
     ///
     /// # Errors
@@ -129,6 +209,19 @@ impl Sampler {
             count => Some(Logprobs::new(self.isa, logits, count)?),
         };
         self.adjust(logits, mask)?;
+        let token = self.choose(logits)?;
+        Ok(match logprobs {
+            Some(logprobs) => logprobs.sampled(token),
+            None => Sampled {
+                token,
+                logprob: f32::NAN,
+                top: Vec::new(),
+            },
+        })
+    }
+
+    /// Chooses among logits that nothing is to be done to any more.
+    fn choose(&mut self, logits: &[f32]) -> Result<u32, SampleError> {
         self.scan.read(logits);
         if self.scan.is_damaged {
             return Err(SampleError::NotFinite);
@@ -141,15 +234,7 @@ impl Sampler {
         } else {
             self.draw(logits)
         };
-        let token = token.ok_or(SampleError::NothingAllowed)?;
-        Ok(match logprobs {
-            Some(logprobs) => logprobs.sampled(token),
-            None => Sampled {
-                token,
-                logprob: f32::NAN,
-                top: Vec::new(),
-            },
-        })
+        token.ok_or(SampleError::NothingAllowed)
     }
 
     fn draw(&mut self, logits: &[f32]) -> Option<u32> {
@@ -293,6 +378,76 @@ mod tests {
         expected[5] *= 2.0_f64.exp();
         expected[0] = 0.0;
         assert_distribution(options, &logits(), &[], &expected);
+    }
+
+    #[test]
+    fn the_best_logits_are_enough() {
+        let mut random = Random::new(5);
+        for round in 0..400_u64 {
+            let vocabulary = 50 + random.below(400) as usize;
+            // Steps of 1/4, so that many are equal.
+            let logits: Vec<f32> = (0..vocabulary)
+                .map(|_| random.below(60) as f32 / 4.0 - 5.0)
+                .collect();
+            let mut token = || random.below(vocabulary as u64) as u32;
+            let options = SamplingOptions {
+                temperature: [0.0, 0.7, 1.5][round as usize % 3],
+                top_k: [1, 3, 40][round as usize / 3 % 3],
+                typical_p: [1.0, 0.9][round as usize / 9 % 2],
+                min_keep: [1, 5][round as usize / 18 % 2],
+                repeat_penalty: [1.0, 1.5][round as usize % 2],
+                presence_penalty: [0.0, 0.0, -0.75][round as usize % 3],
+                logit_bias: match round % 5 {
+                    0 => vec![
+                        (token(), 2.0),
+                        (token(), f32::NEG_INFINITY),
+                        (token(), -1.0),
+                    ],
+                    _ => Vec::new(),
+                },
+                seed: round,
+                ..SamplingOptions::default()
+            };
+            let mut full = Sampler::new(options).unwrap();
+            for _ in 0..10 {
+                full.accept(token());
+            }
+            let ahead = [token(), token()];
+            let needs = full.needs(&ahead);
+            ahead.iter().for_each(|&token| full.accept(token));
+            let Needs::Best { count, also } = needs else {
+                panic!("filtered choices need only the best");
+            };
+            let mut best: Vec<(u32, f32)> = (0..).zip(logits.iter().copied()).collect();
+            best.sort_by(|a, b| b.1.total_cmp(&a.1).then(a.0.cmp(&b.0)));
+            let best: Vec<(u32, f32)> = best
+                .into_iter()
+                .enumerate()
+                .filter(|(rank, (token, _))| *rank < count || also.contains(token))
+                .map(|(_, best)| best)
+                .collect();
+            let mut among = full.clone();
+            for _ in 0..3 {
+                let expected = full.sample(&mut logits.clone(), None).unwrap();
+                let got = among.sample_among(&best, vocabulary).unwrap();
+                assert_eq!(got, expected, "round {round}");
+            }
+        }
+        let mut options = unfiltered(1);
+        assert_eq!(
+            Sampler::new(options.clone()).unwrap().needs(&[]),
+            Needs::All
+        );
+        options.top_k = 4;
+        options.top_logprobs = 1;
+        assert_eq!(
+            Sampler::new(options.clone()).unwrap().needs(&[]),
+            Needs::All
+        );
+        options.top_logprobs = 0;
+        options.logit_bias = vec![(99, 1.0)];
+        let error = Sampler::new(options).unwrap().sample_among(&[(1, 1.0)], 50);
+        assert!(error.unwrap_err().to_string().contains("token 99"));
     }
 
     #[test]

@@ -47,15 +47,41 @@ impl RecentTokens {
     pub(super) fn apply(&self, options: &SamplingOptions, logits: &mut [f32]) {
         for (&token, &count) in &self.counts {
             if let Some(logit) = logits.get_mut(token as usize) {
-                *logit = if *logit > 0.0 {
-                    *logit / options.repeat_penalty
-                } else {
-                    *logit * options.repeat_penalty
-                };
-                *logit -= count as f32 * options.frequency_penalty + options.presence_penalty;
+                lower(options, count, logit);
             }
         }
     }
+
+    /// Lowers the logits of the tokens held, where `logits[i]` is that of token `tokens[i]`.
+    pub(super) fn apply_to(&self, options: &SamplingOptions, tokens: &[u32], logits: &mut [f32]) {
+        if self.counts.is_empty() {
+            return;
+        }
+        for (token, logit) in tokens.iter().zip(logits) {
+            if let Some(&count) = self.counts.get(token) {
+                lower(options, count, logit);
+            }
+        }
+    }
+
+    /// The tokens held.
+    pub(super) fn tokens(&self) -> impl Iterator<Item = u32> {
+        self.counts.keys().copied()
+    }
+
+    /// Whether tokens are held at all.
+    pub(super) fn is_used(&self) -> bool {
+        self.window > 0
+    }
+}
+
+fn lower(options: &SamplingOptions, count: u32, logit: &mut f32) {
+    *logit = if *logit > 0.0 {
+        *logit / options.repeat_penalty
+    } else {
+        *logit * options.repeat_penalty
+    };
+    *logit -= count as f32 * options.frequency_penalty + options.presence_penalty;
 }
 
 #[cfg(test)]

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use ondine_fixtures::{ARCHITECTURES, Random, Tiny};
 use ondine_kernels::{Isa, TensorType};
 use ondine_runtime::backend::cpu::CpuBackend;
-use ondine_runtime::backend::{Backend, KvType, LoadOptions, Run, Scores, Wanted};
+use ondine_runtime::backend::{Backend, KvType, LoadOptions, Run, Scores, Select, Wanted};
 use ondine_runtime::gguf::ModelFile;
 use tempfile::TempDir;
 
@@ -76,6 +76,7 @@ fn logits(file: &ModelFile) -> Vec<f32> {
         sequence: decoder.start(),
         tokens: &tokens,
         wanted: Wanted::From(0),
+        select: Select::All,
     };
     let mut rows = Vec::new();
     decoder

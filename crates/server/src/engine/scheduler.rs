@@ -16,6 +16,7 @@ use std::time::{Duration, Instant};
 
 use ondine_runtime::backend::{Decoder, Run, Scored, Scores, SequenceId, Wanted};
 use ondine_runtime::model::Mixer;
+use ondine_runtime::sample::Needs;
 use ondine_runtime::{GenerateError, Piece, StopReason};
 
 use super::prefix_cache::{PrefixCache, common};
@@ -310,10 +311,18 @@ impl Scheduler {
                 running.task.tokens[running.computed..running.computed + count].to_vec()
             })
             .collect();
+        let needs: Vec<Needs> = plan
+            .iter()
+            .map(|&(index, _)| match &self.running[index].task.work {
+                Work::Generate(answer) => answer.needs(&[]),
+                Work::Embed => Needs::All,
+            })
+            .collect();
         let batch: Vec<Run<'_>> = plan
             .iter()
             .zip(&tokens)
-            .map(|(&(index, count), tokens)| Run {
+            .zip(&needs)
+            .map(|((&(index, count), tokens), needs)| Run {
                 sequence: self.running[index].sequence,
                 tokens,
                 wanted: match &self.running[index].task.work {
@@ -321,17 +330,22 @@ impl Scheduler {
                     Work::Generate(_) if count == self.running[index].pending() => Wanted::Last,
                     Work::Generate(_) => Wanted::Nothing,
                 },
+                select: needs.select(),
             })
             .collect();
         let begun = Instant::now();
         let mut pieces: Vec<Option<Result<Piece, GenerateError>>> = Vec::new();
         pieces.resize_with(plan.len(), || None);
+        let vocabulary = self.decoder.spec().vocabulary;
         let running = &mut self.running;
         let result = self.decoder.forward(&batch, &mut |scored: Scored<'_>| {
             let task = &mut running[plan[scored.run].0].task;
             match (scored.scores, &mut task.work) {
                 (Scores::All(logits), Work::Generate(answer)) => {
                     pieces[scored.run] = Some(answer.choose(logits));
+                }
+                (Scores::Candidates(best), Work::Generate(answer)) => {
+                    pieces[scored.run] = Some(answer.choose_among(best, vocabulary));
                 }
                 (Scores::Hidden(hidden), Work::Embed) => {
                     task.hidden.resize(hidden.len(), 0.0);

@@ -97,6 +97,10 @@ pub(super) fn attention<'e>(
     }
 }
 
+/// Up to this many rows of a sequence are computed as if they came one by one, so that the scores of tokens that were
+/// guessed ahead are, bit by bit, those that they would have had: many rows at once round differently.
+const ONE_BY_ONE: usize = 16;
+
 fn attend(engine: &Engine, index: usize, spec: &Attention, parts: &[Part], scratch: &mut Scratch) {
     let slopes = spec
         .alibi_max_bias
@@ -120,12 +124,21 @@ fn attend(engine: &Engine, index: usize, spec: &Attention, parts: &[Part], scrat
         .collect();
     let jobs: Vec<AttentionJob<'_>> = views
         .iter()
-        .map(|(part, (pages, pages_start))| AttentionJob {
-            rows: part.rows.clone(),
-            first_position: part.first_position,
-            pages,
-            pages_start: *pages_start,
-            len: part.first_position + part.rows.len(),
+        .flat_map(|(part, (pages, pages_start))| {
+            let step = match part.rows.len() {
+                0..=ONE_BY_ONE => 1,
+                rows => rows,
+            };
+            part.rows.clone().step_by(step).map(move |first| {
+                let first_position = part.first_position + first - part.rows.start;
+                AttentionJob {
+                    rows: first..first + step,
+                    first_position,
+                    pages,
+                    pages_start: *pages_start,
+                    len: first_position + step,
+                }
+            })
         })
         .collect();
     let rows = scratch.rows;

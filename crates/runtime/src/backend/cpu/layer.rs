@@ -1,6 +1,4 @@
-//! One layer, as the papers write it; the embedding before and the head after.
-
-use std::io;
+//! One layer, as the papers write it, and the embedding before.
 
 use ondine_kernels::{Epilogue, matmul, ops};
 
@@ -8,7 +6,6 @@ use super::attention::attention;
 use super::convolution::short_convolution;
 use super::feed_forward::feed_forward;
 use super::scratch::Scratch;
-use super::streaming::HeadSlab;
 use super::weights::{LayerWeights, Matrix, MixerWeights, NormWeights};
 use super::{Engine, Part};
 use crate::model::{Norm, NormKind};
@@ -83,50 +80,6 @@ pub(super) fn layer(
     }
 }
 
-/// Logits [rows, vocabulary] of the rows `rows` of the residual stream.
-pub(super) fn logits<'s>(
-    engine: &Engine,
-    rows: &[usize],
-    scratch: &'s mut Scratch,
-) -> &'s mut [f32] {
-    let spec = &engine.spec;
-    let width = spec.embedding;
-    let mut picked = Vec::with_capacity(rows.len() * width);
-    for &row in rows {
-        picked.extend_from_slice(&scratch.hidden[row * width..(row + 1) * width]);
-    }
-    let mut normed = vec![0.0; picked.len()];
-    normalise(
-        engine,
-        &spec.output_norm,
-        &engine.weights.output_norm,
-        &picked,
-        &mut normed,
-    );
-    let context = engine.context();
-    scratch.input.quantize(&context, &normed, rows.len(), width);
-    scratch.logits.resize(rows.len() * spec.vocabulary, 0.0);
-    let output = &engine.weights.output;
-    match engine.weights.head_slabs() {
-        None => matmul(
-            &context,
-            &output.packed,
-            &scratch.input,
-            &mut scratch.logits,
-            &Epilogue {
-                bias: output.bias.as_deref(),
-                scale: spec.logit_scale,
-                accumulate: false,
-            },
-        ),
-        Some(slabs) => streamed_logits(engine, slabs, rows.len(), scratch),
-    }
-    if let Some(cap) = spec.logit_softcap {
-        ops::softcap(engine.isa, &mut scratch.logits, cap);
-    }
-    &mut scratch.logits
-}
-
 /// The rows `rows` of the residual stream after the last norm, shape `[rows, embedding]`.
 pub(super) fn final_hidden(
     engine: &Engine,
@@ -145,42 +98,6 @@ pub(super) fn final_hidden(
         &mut normed,
     );
     normed
-}
-
-/// The product with an output head that is read part by part.
-fn streamed_logits(
-    engine: &Engine,
-    slabs: impl Iterator<Item = io::Result<HeadSlab>>,
-    rows: usize,
-    scratch: &mut Scratch,
-) {
-    let (spec, head) = (&engine.spec, &engine.weights.output);
-    let mut part = Vec::new();
-    for slab in slabs {
-        let slab = match slab {
-            Ok(slab) => slab,
-            Err(error) => return engine.weights.fail(error),
-        };
-        let columns = slab.first_row..slab.first_row + slab.matrix().rows();
-        part.resize(rows * columns.len(), 0.0);
-        let epilogue = Epilogue {
-            bias: head.bias.as_deref().map(|bias| &bias[columns.clone()]),
-            scale: spec.logit_scale,
-            accumulate: false,
-        };
-        let context = engine.context();
-        matmul(
-            &context,
-            slab.matrix(),
-            &scratch.input,
-            &mut part,
-            &epilogue,
-        );
-        let logits = scratch.logits.chunks_exact_mut(spec.vocabulary);
-        for (logits, part) in logits.zip(part.chunks_exact(columns.len())) {
-            logits[columns.clone()].copy_from_slice(part);
-        }
-    }
 }
 
 /// Which matrix finishes a branch, and which buffer it reads.

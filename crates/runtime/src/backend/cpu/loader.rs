@@ -7,7 +7,7 @@ use std::sync::Arc;
 
 use ondine_kernels::ops::ShortConvolution;
 use ondine_kernels::{
-    AlignedBytes, KernelError, PackedMatrix, SharedBytes, ThreadPool, dequantize,
+    AlignedBytes, KernelError, PackedForm, PackedMatrix, SharedBytes, ThreadPool, dequantize,
     release_spare_memory,
 };
 
@@ -44,6 +44,17 @@ pub(super) fn load(
 ) -> Result<Loaded, BackendError> {
     let mut notes = Vec::new();
     let cache = options.packed_cache.as_ref();
+    let forms = match options.screened_head && budget.is_none() {
+        true => Forms::of(&Tensors { file }, spec)?,
+        // A streamed head is read in parts, for which its rows must lie together.
+        false => Forms::default(),
+    };
+    let packing = |forms| Packing {
+        tensors: Tensors { file },
+        spec,
+        forms,
+        pool,
+    };
     if let Some(budget) = budget {
         let refuse = |what: String| BackendError::Unavailable(Unavailable::Unsupported(what));
         let cache = cache.ok_or_else(|| {
@@ -55,7 +66,7 @@ pub(super) fn load(
             refuse("a memory budget needs a model that lies in plain files".into())
         })?;
         let place = || cache.directory().display().to_string();
-        let blob = match cached(cache, &key, file, spec, pool, true, &mut notes) {
+        let blob = match cached(cache, &key, &packing(&forms), true, &mut notes) {
             Ok(blob) => blob,
             Err(CacheError::File(error)) => return Err(error.into()),
             Err(CacheError::Io(error)) => {
@@ -71,7 +82,7 @@ pub(super) fn load(
         blob.map.expect_scattered_reads();
         let map: SharedBytes = blob.map.clone();
         let path = blob.path.clone();
-        let mut weights = Loader::new(file, pool, Some(blob)).weights(spec)?;
+        let mut weights = Loader::new(file, forms, pool, Some(blob)).weights(spec)?;
         Streaming::begin(&mut weights, &map, disk, budget).map_err(|error| match error {
             StreamingError::Io(error) => refuse(format!("{}: {error}", path.display())),
             StreamingError::TooSmall(needed) => Unavailable::OutOfMemory(format!(
@@ -85,9 +96,13 @@ pub(super) fn load(
     }
     let cache = cache.filter(|cache| cache.is_worth(file.bytes()));
     let key = cache.and_then(|_| Key::of(file.sources()));
+    let key = key.map(|key| match forms.head {
+        PackedForm::Interleaved => key,
+        PackedForm::Split => key.with_split_head(),
+    });
     let blob = match cache.zip(key) {
         None => None,
-        Some((cache, key)) => match cached(cache, &key, file, spec, pool, false, &mut notes) {
+        Some((cache, key)) => match cached(cache, &key, &packing(&forms), false, &mut notes) {
             Ok(blob) => Some(blob),
             Err(CacheError::File(error)) => return Err(error.into()),
             // The cache saves time at the start; without it everything works.
@@ -98,7 +113,7 @@ pub(super) fn load(
     let copies = blob
         .as_ref()
         .is_some_and(|blob| !blob.map.maps_huge_pages());
-    let mut loader = Loader::new(file, pool, blob);
+    let mut loader = Loader::new(file, forms, pool, blob);
     loader.copies = copies;
     Ok(Loaded {
         weights: loader.weights(spec)?,
@@ -133,13 +148,51 @@ impl From<ModelFileError> for CacheError {
     }
 }
 
+/// How the matrices are laid out.
+#[derive(Default)]
+struct Forms {
+    /// The matrix that gives the scores, by tensor and first row; it may be the token embedding, too.
+    scores: (String, usize),
+    head: PackedForm,
+}
+
+impl Forms {
+    fn of(tensors: &Tensors<'_>, spec: &ModelSpec) -> Result<Self, ModelFileError> {
+        let output = &spec.output;
+        let ty = tensors.tensor(&output.weight)?.tensor_type;
+        // Where the highest products are not the highest scores, nothing can be left out.
+        let head = match spec.logit_softcap.is_none() && output.bias.is_none() {
+            true => PackedForm::for_scores(ty, output.rows),
+            false => PackedForm::Interleaved,
+        };
+        Ok(Forms {
+            scores: (output.weight.clone(), output.first_row),
+            head,
+        })
+    }
+
+    fn form(&self, linear: &Linear) -> PackedForm {
+        let (tensor, first_row) = &self.scores;
+        match (tensor, first_row) == (&linear.weight, &linear.first_row) {
+            true => self.head,
+            false => PackedForm::Interleaved,
+        }
+    }
+}
+
+/// What is packed, and how.
+struct Packing<'a> {
+    tensors: Tensors<'a>,
+    spec: &'a ModelSpec,
+    forms: &'a Forms,
+    pool: &'a ThreadPool,
+}
+
 /// The model's file in the cache, written now if there is none.
 fn cached(
     cache: &PackedCache,
     key: &Key,
-    file: &ModelFile,
-    spec: &ModelSpec,
-    pool: &ThreadPool,
+    packing: &Packing<'_>,
     sparing: bool,
     notes: &mut Vec<String>,
 ) -> Result<Blob, CacheError> {
@@ -151,25 +204,32 @@ fn cached(
             cache.directory().display()
         )),
     }
-    let tensors = Tensors { file };
-    let linears = linears(spec);
+    let Packing {
+        tensors,
+        forms,
+        pool,
+        ..
+    } = packing;
+    let linears = linears(packing.spec);
     let mut entries = Vec::with_capacity(linears.len());
     for linear in &linears {
         let tensor = tensors.tensor(&linear.weight)?;
-        let bytes = PackedMatrix::packed_bytes(tensor.tensor_type, linear.rows, linear.columns);
+        let (form, ty) = (forms.form(linear), tensor.tensor_type);
+        let bytes = PackedMatrix::packed_bytes_of(form, ty, linear.rows, linear.columns);
         entries.push(Entry {
             tensor: linear.weight.clone(),
             first_row: linear.first_row,
             rows: linear.rows,
             columns: linear.columns,
-            tensor_type: tensor.tensor_type,
+            tensor_type: ty,
+            form,
             offset: 0,
             bytes: bytes.map_err(|error| refuse(linear, &error))? as u64,
         });
     }
     let mut next = linears.iter();
     let blob = cache.write::<CacheError>(key, entries, sparing, |_, out| match next.next() {
-        Some(linear) => tensors.write_packed(linear, pool, out),
+        Some(linear) => tensors.write_packed(forms.form(linear), linear, pool, out),
         None => Ok(()),
     });
     release_spare_memory();
@@ -203,6 +263,7 @@ fn linears(spec: &ModelSpec) -> Vec<&Linear> {
 
 struct Loader<'a> {
     tensors: Tensors<'a>,
+    forms: Forms,
     /// Threads that pack.
     pool: &'a ThreadPool,
     /// Where packed matrices are found.
@@ -217,13 +278,14 @@ struct Loader<'a> {
 }
 
 impl<'a> Loader<'a> {
-    fn new(file: &'a ModelFile, pool: &'a ThreadPool, blob: Option<Blob>) -> Self {
+    fn new(file: &'a ModelFile, forms: Forms, pool: &'a ThreadPool, blob: Option<Blob>) -> Self {
         let entries = blob.iter().flat_map(|blob| &blob.header.entries);
         let entries = entries
             .map(|entry| ((entry.tensor.clone(), entry.first_row), entry.clone()))
             .collect();
         Loader {
             tensors: Tensors { file },
+            forms,
             pool,
             blob,
             copies: false,
@@ -353,7 +415,9 @@ impl<'a> Loader<'a> {
             None => {
                 let packed = match self.find_packed(linear, &key)? {
                     Some(packed) => packed,
-                    None => self.tensors.pack(linear, self.pool)?,
+                    None => self
+                        .tensors
+                        .pack(self.forms.form(linear), linear, self.pool)?,
                 };
                 let packed = Arc::new(packed);
                 self.bytes += packed.bytes() as u64;
@@ -379,13 +443,15 @@ impl<'a> Loader<'a> {
         let (Some(blob), Some(entry)) = (&self.blob, self.entries.get(key)) else {
             return Ok(None);
         };
+        let (rows, columns) = (linear.rows, linear.columns);
         let ty = self.tensors.tensor(&linear.weight)?.tensor_type;
-        if (entry.rows, entry.columns, entry.tensor_type) != (linear.rows, linear.columns, ty) {
+        let form = self.forms.form(linear);
+        if (entry.rows, entry.columns, entry.tensor_type, entry.form) != (rows, columns, ty, form) {
             return Ok(None);
         }
         let range = entry.offset as usize..(entry.offset + entry.bytes) as usize;
         let map: SharedBytes = blob.map.clone();
-        let matrix = PackedMatrix::from_bytes(ty, linear.rows, linear.columns, map, range);
+        let matrix = PackedMatrix::from_bytes_of(form, ty, rows, columns, map, range);
         let Ok(matrix) = matrix else {
             return Ok(None);
         };
@@ -425,13 +491,19 @@ struct Tensors<'a> {
 impl Tensors<'_> {
     /// Packs a matrix slab by slab, giving each slab's pages back to the source, so that the file
     /// and the packed form are never in memory together.
-    fn pack(&self, linear: &Linear, pool: &ThreadPool) -> Result<PackedMatrix, ModelFileError> {
-        self.pack_rows(linear, 0..linear.rows, pool)
+    fn pack(
+        &self,
+        form: PackedForm,
+        linear: &Linear,
+        pool: &ThreadPool,
+    ) -> Result<PackedMatrix, ModelFileError> {
+        self.pack_rows(form, linear, 0..linear.rows, pool)
     }
 
-    /// Writes the packed form of a matrix: its parts one after the other, as groups of rows are independent.
+    /// Writes the packed form of a matrix: its parts one after the other, where groups of rows lie together.
     fn write_packed(
         &self,
+        form: PackedForm,
         linear: &Linear,
         pool: &ThreadPool,
         out: &mut dyn Write,
@@ -439,12 +511,14 @@ impl Tensors<'_> {
         /// Groups of rows that are packed together do not cross this.
         const ROWS: usize = 16;
         let row_bytes = self.row_bytes(linear)? as usize;
-        let part = (PART_BYTES / row_bytes.max(1))
-            .max(1)
-            .next_multiple_of(ROWS);
+        let part = match form {
+            PackedForm::Interleaved => PART_BYTES / row_bytes.max(1),
+            PackedForm::Split => linear.rows,
+        };
+        let part = part.max(1).next_multiple_of(ROWS);
         for first in (0..linear.rows).step_by(part) {
             let rows = first..linear.rows.min(first + part);
-            out.write_all(self.pack_rows(linear, rows, pool)?.as_bytes())?;
+            out.write_all(self.pack_rows(form, linear, rows, pool)?.as_bytes())?;
             release_spare_memory();
         }
         Ok(())
@@ -453,13 +527,15 @@ impl Tensors<'_> {
     /// Packs rows `rows` of a matrix.
     fn pack_rows(
         &self,
+        form: PackedForm,
         linear: &Linear,
         rows: Range<usize>,
         pool: &ThreadPool,
     ) -> Result<PackedMatrix, ModelFileError> {
         let tensor = self.tensor(&linear.weight)?;
         let row_bytes = self.row_bytes(linear)?;
-        let mut builder = PackedMatrix::builder(tensor.tensor_type, rows.len(), linear.columns)
+        let (ty, columns) = (tensor.tensor_type, linear.columns);
+        let mut builder = PackedMatrix::builder_of(form, ty, rows.len(), columns)
             .map_err(|error| refuse(linear, &error))?;
         let rows_per_slab = (SLAB_BYTES / row_bytes.max(1)).max(16) as usize;
         let mut first = rows.start;

@@ -4,6 +4,7 @@ mod attention;
 mod convolution;
 mod experts;
 mod feed_forward;
+mod head;
 mod layer;
 mod loader;
 mod scratch;
@@ -19,13 +20,14 @@ use std::time::Instant;
 use ondine_kernels::{Context, Isa, KvShape, KvType, PAGE_TOKENS, ThreadPool};
 
 use super::{
-    Backend, BackendError, Decoder, DeviceReport, Fit, LoadOptions, MemoryBudget, MemoryReport,
-    Run, Scored, Scores, SequenceId, StreamingReport, Unavailable, Wanted,
+    Backend, BackendError, Decoder, DeviceReport, Fit, HeadReport, LoadOptions, MemoryBudget,
+    MemoryReport, Run, Scored, Scores, SequenceId, StreamingReport, Unavailable, Wanted,
 };
 use crate::backend::rope::RopeTables;
 use crate::gguf::ModelFile;
 use crate::kv_cache::{History, LayerState, PageList, SequenceState};
 use crate::model::{Attention, Mixer, ModelSpec};
+use head::{Head, RowScores};
 use loader::Loaded;
 pub(super) use loader::read_vector;
 use scratch::Scratch;
@@ -132,6 +134,7 @@ impl Backend for CpuBackend {
         for input in [&mut scratch.input, &mut scratch.inner_input] {
             input.read_only_by(weights.readers.iter().copied());
         }
+        let head = Head::new(&weights.output.packed);
         Ok(Box::new(CpuDecoder {
             device: self.report(pool.threads()),
             engine: Engine {
@@ -148,6 +151,7 @@ impl Backend for CpuBackend {
             sequences: BTreeMap::new(),
             next_sequence: 0,
             scratch,
+            head,
         }))
     }
 }
@@ -247,6 +251,7 @@ struct CpuDecoder {
     sequences: BTreeMap<SequenceId, SequenceState>,
     next_sequence: u64,
     scratch: Scratch,
+    head: Head,
 }
 
 impl Decoder for CpuDecoder {
@@ -381,7 +386,14 @@ impl Decoder for CpuDecoder {
             read_per_token: self.engine.weights.bytes_per_token(&self.engine.spec),
             kv: self.sequences.values().map(SequenceState::bytes).sum(),
             kv_per_position: kv_bytes_per_position(&self.engine.spec, self.kv_type),
-            scratch: self.scratch.bytes(),
+            scratch: self.scratch.bytes() + self.head.buffer_bytes(),
+        }
+    }
+
+    fn head(&self) -> HeadReport {
+        HeadReport {
+            bytes: self.engine.weights.output.packed.bytes() as u64,
+            ..self.head.report
         }
     }
 }
@@ -537,16 +549,26 @@ impl CpuDecoder {
             .collect();
         for group in wanted.chunks(HEAD_ROWS) {
             let rows: Vec<usize> = group.iter().map(|(row, ..)| *row).collect();
-            let vocabulary = self.engine.spec.vocabulary;
-            let logits = layer::logits(&self.engine, &rows, &mut self.scratch);
+            let selects: Vec<_> = group.iter().map(|(_, run, _)| batch[*run].select).collect();
+            let found = self
+                .head
+                .score(&self.engine, &rows, &selects, &mut self.scratch);
             if let Some(error) = self.engine.weights.take_failure() {
                 return Err(error.into());
             }
-            for ((_, run, token), logits) in group.iter().zip(logits.chunks_exact_mut(vocabulary)) {
+            let vocabulary = self.engine.spec.vocabulary;
+            for ((_, run, token), found) in group.iter().zip(&found) {
+                let found = match found {
+                    RowScores::Full(row) => {
+                        let logits = &mut self.scratch.logits[row * vocabulary..];
+                        Scores::All(&mut logits[..vocabulary])
+                    }
+                    RowScores::Best(best) => Scores::Candidates(best),
+                };
                 scores(Scored {
                     run: *run,
                     token: *token,
-                    scores: Scores::All(logits),
+                    scores: found,
                 });
             }
         }
