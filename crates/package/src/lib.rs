@@ -29,6 +29,7 @@ pub mod seal;
 pub mod signature;
 pub mod source;
 pub mod store;
+mod text;
 
 pub use limits::Limits;
 pub use source::ByteSource;

@@ -6,6 +6,7 @@
 use crate::Limits;
 use crate::digest::Digest;
 use crate::path::{BundlePath, PathError};
+use crate::text::one_line;
 use serde::{Deserialize, Serialize};
 use std::collections::HashSet;
 use std::fmt;
@@ -127,7 +128,7 @@ impl Manifest {
             ));
         }
         let wire: Wire = serde_json::from_slice(bytes)
-            .map_err(|error| ManifestError::Syntax(error.to_string()))?;
+            .map_err(|error| ManifestError::Syntax(one_line(&error)))?;
         let manifest = wire.check(limits)?;
         if manifest.to_json() != bytes {
             return Err(ManifestError::NotCanonical);

@@ -180,8 +180,15 @@ impl<R: Read> Coder for Decoder<R> {
 pub(super) struct Bit(u32);
 
 /// 65536 / (n + 1.5).
-static RECIPROCALS: LazyLock<[u32; 1024]> =
-    LazyLock::new(|| std::array::from_fn(|n| (131_072 / (2 * n + 3)) as u32));
+static RECIPROCALS: [u32; 1024] = {
+    let mut table = [0; 1024];
+    let mut n = 0;
+    while n < table.len() {
+        table[n] = (131_072 / (2 * n + 3)) as u32;
+        n += 1;
+    }
+    table
+};
 
 impl Default for Bit {
     fn default() -> Self {
@@ -221,6 +228,7 @@ pub(super) struct Mixer<const N: usize>([i32; N]);
 
 /// Stretched values are in 1/256 and stay within ±11.
 const STRETCH_LIMIT: i32 = 11 * 256;
+const SQUASHED: usize = 2 * STRETCH_LIMIT as usize + 1;
 
 impl<const N: usize> Default for Mixer<N> {
     fn default() -> Self {
@@ -242,7 +250,7 @@ impl<const N: usize> Mixer<N> {
         let mut stretched = [0; N];
         let mut dot = 0_i64;
         for i in 0..N {
-            stretched[i] = i32::from(tables.stretch[inputs[i].one() as usize]);
+            stretched[i] = i32::from(tables.stretch[usize::from(inputs[i].one() as u16)]);
             dot += i64::from(stretched[i]) * i64::from(self.0[i]);
         }
         let mixed = ((dot >> 16) as i32).clamp(-STRETCH_LIMIT, STRETCH_LIMIT);
@@ -261,16 +269,16 @@ impl<const N: usize> Mixer<N> {
 
 struct Tables {
     /// ln(p / (1 − p)) in 1/256, by p in 1/65536.
-    stretch: Vec<i16>,
+    stretch: Box<[i16; 65_536]>,
     /// The inverse, by value + limit, in 1/65536.
-    squash: Vec<u16>,
+    squash: Box<[u16; SQUASHED]>,
 }
 
 /// Made with integers only, so that every machine has the same ones.
 static TABLES: LazyLock<Tables> = LazyLock::new(|| {
     /// e^(−1/256) · 2^62.
     const STEP: u128 = 4_593_706_758_521_714_574;
-    let mut squash = vec![0_u16; 2 * STRETCH_LIMIT as usize + 1];
+    let mut squash = Box::new([0_u16; SQUASHED]);
     let mut power: u128 = 1 << 62;
     for x in 0..=STRETCH_LIMIT as usize {
         // 1 / (1 + e^−x)
@@ -279,7 +287,7 @@ static TABLES: LazyLock<Tables> = LazyLock::new(|| {
         squash[STRETCH_LIMIT as usize - x] = (65_536 - u32::from(p)).clamp(1, 65_535) as u16;
         power = (power * STEP) >> 62;
     }
-    let mut stretch = vec![0_i16; 65_536];
+    let mut stretch = Box::new([0_i16; 65_536]);
     let mut x = 0;
     for (p, out) in stretch.iter_mut().enumerate() {
         while x + 1 < squash.len() && usize::from(squash[x]) < p {
@@ -383,18 +391,20 @@ impl<const N: usize> MixedNumbers<N> {
         }
     }
 
-    /// Codes a number of less than 19 bits.
+    /// Whether the number is 0, which comes first.
     #[inline]
-    pub fn signed<C: Coder>(
+    pub fn zero<C: Coder>(&mut self, coder: &mut C, contexts: [usize; N], zero: bool) -> bool {
+        self.decide(coder, contexts, 0, zero)
+    }
+
+    /// A number of less than 19 bits that is not 0; its sign has a context of its own, which is not needed for 0.
+    pub fn other<C: Coder>(
         &mut self,
         coder: &mut C,
         contexts: [usize; N],
         sign_context: usize,
         value: i32,
     ) -> i32 {
-        if self.decide(coder, contexts, 0, value == 0) {
-            return 0;
-        }
         let negative = self.signs[sign_context].code(coder, value < 0);
         let size = value.unsigned_abs();
         let bits = 31 - (size | 1).leading_zeros() as usize;

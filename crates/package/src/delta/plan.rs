@@ -15,8 +15,10 @@ type Exchange<'a> = dyn FnMut(u64, &mut [u8], bool) -> io::Result<()> + 'a;
 const MAGIC: [u8; 3] = *b"OD1";
 /// Bytes of the base's hash: enough to tell versions apart; what is trusted is the result's hash.
 const BASE_BYTES: usize = 8;
-/// Changed tensors are collected into a stream until they are this long.
-pub(super) const STREAM_BYTES: u64 = 32 << 20;
+/// About the longest stream of changed tensors: each begins with models that know nothing.
+const STREAM_BYTES: u64 = 32 << 20;
+/// Below this a second stream costs more bytes than it saves time.
+const LEAST_BYTES: u64 = 4 << 20;
 /// Bytes of a tensor that are worked on at a time.
 const WINDOW_BYTES: usize = 256 << 10;
 const MOST_STREAMS: u64 = 65_536;
@@ -243,16 +245,26 @@ impl Change {
     }
 }
 
-/// Puts changes into streams, in order.
+/// Puts changes into streams of about the same length, in order: an even number of them, so that two cores are done together.
 pub(super) fn into_streams(changes: Vec<Change>) -> Vec<Vec<Change>> {
+    let total: u64 = changes
+        .iter()
+        .fold(0, |sum, change| sum.saturating_add(change.size));
+    let count = match total {
+        0..LEAST_BYTES => 1,
+        _ => total.div_ceil(STREAM_BYTES).next_multiple_of(2),
+    };
+    let length = total.div_ceil(count).max(1);
     let mut streams: Vec<Vec<Change>> = Vec::new();
-    let mut length = u64::MAX;
+    let mut before = 0_u64;
     for change in changes {
-        if length >= STREAM_BYTES {
+        // A change belongs where its middle falls.
+        let middle = before.saturating_add(change.size / 2);
+        let stream = (middle / length) as usize;
+        before = before.saturating_add(change.size);
+        if streams.is_empty() || stream >= streams.len() {
             streams.push(Vec::new());
-            length = 0;
         }
-        length = length.saturating_add(change.size);
         if let Some(last) = streams.last_mut() {
             last.push(change);
         }

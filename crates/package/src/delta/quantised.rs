@@ -202,10 +202,10 @@ impl Quantised {
             zero_counts: bits(PLACES * LEVELS * 6),
             zero_codes: bits(16 * 2 * LEVELS),
             zero_trends: bits(3 * 49 * LEVELS),
-            zero_mixer: vec![Mixer::default(); LEVELS],
+            zero_mixer: vec![Mixer::default(); PLACES * 3],
             sign_places: bits(PLACES * LEVELS * 5),
             sign_neighbours: bits(PLACES * 49),
-            sign_mixer: vec![Mixer::default(); 1],
+            sign_mixer: vec![Mixer::default(); 7],
             steps: bits(STEPS * LEVELS),
             far: Numbers::new(1, 1),
         }
@@ -313,11 +313,8 @@ impl Quantised {
             let unit = (half_to_float(half_from_order(order + 1)) - half_to_float(predicted))
                 .abs()
                 .max(1e-9);
-            let sign_context =
-                3 * self.extreme_trend(which, old) + (residual_before.signum() + 1) as usize;
-            let movement = &mut self.halves[which];
-            let column = &mut movement.columns[self.block];
-            let expected = *column * (movement.row / movement.mean.max(1e-20));
+            let movement = &self.halves[which];
+            let expected = movement.columns[self.block] * movement.factor();
             let size_before = level(distance_before * (1.0 / 64.0));
             let second = usize::from(residual_before != 0);
             let contexts = [
@@ -328,9 +325,18 @@ impl Quantised {
                     + 2 * LEVELS * usize::from(size_before > LEVELS / 2),
             ];
             let residual = half_order(new.halves[which]) - order;
-            let residual = self.half_models[which].signed(coder, contexts, sign_context, residual);
+            let zero = self.half_models[which].zero(coder, contexts, residual == 0);
+            let residual = if zero {
+                0
+            } else {
+                let sign_context =
+                    3 * self.extreme_trend(which, old) + (residual_before.signum() + 1) as usize;
+                self.half_models[which].other(coder, contexts, sign_context, residual)
+            };
             new.halves[which] = half_from_order(order.wrapping_add(residual));
             let moved = residual.unsigned_abs().min(4096) as f32 * unit;
+            let movement = &mut self.halves[which];
+            let column = &mut movement.columns[self.block];
             *column += (moved - *column) * movement.column_rate;
             distance_before = moved / expected.max(1e-20);
             movement.learn(moved);
@@ -436,16 +442,24 @@ impl Quantised {
 
         let mut predicted = [0_u8; 32];
         let mut places = [(PLACES - 1) as u8; 32];
+        let old_codes = &old.codes[start..start + size];
         if unmoved {
-            predicted[..size].copy_from_slice(&old.codes[start..start + size]);
+            predicted[..size].copy_from_slice(old_codes);
+        } else if largest <= 31 {
+            // Few codes: each is looked at once.
+            let (mut to, mut at) = ([0_u8; 32], [0_u8; 32]);
+            for code in 0..=largest {
+                let (near, place) = nearest(shift + stretch * code as f32, largest, false);
+                (to[code as usize], at[code as usize]) = (near as u8, place as u8);
+            }
+            for (j, code) in old_codes.iter().enumerate() {
+                let code = usize::from(code & 31);
+                (predicted[j], places[j]) = (to[code], at[code]);
+            }
         } else {
-            for j in 0..size {
-                let (code, place) = nearest(
-                    shift + stretch * f32::from(old.codes[start + j]),
-                    largest,
-                    false,
-                );
-                (predicted[j], places[j]) = (code as u8, place as u8);
+            for (j, code) in old_codes.iter().enumerate() {
+                let (near, place) = nearest(shift + stretch * f32::from(*code), largest, false);
+                (predicted[j], places[j]) = (near as u8, place as u8);
             }
         }
 
@@ -528,7 +542,7 @@ impl Quantised {
             let step = i32::from(new.codes[start + j]) - base;
             let last_chance = self.marks && j + 1 == size && stepped == 0;
             let still = !last_chance
-                && self.zero_mixer[average].code(
+                && self.zero_mixer[place * 3 + stepped.min(2)].code(
                     coder,
                     [
                         &mut self.zero_places[(place * LEVELS + near) * 5 + edge],
@@ -547,7 +561,7 @@ impl Quantised {
             let mut distance = 0;
             if !still {
                 let neighbours = place * 49 + common * 7 + product;
-                let up = self.sign_mixer[0].code(
+                let up = self.sign_mixer[common].code(
                     coder,
                     [
                         &mut self.sign_places[(place * LEVELS + near) * 5 + edge],
@@ -591,10 +605,23 @@ impl Quantised {
     }
 }
 
-/// Distances from a code's centre that separate places.
-const PLACE_EDGES: [f32; 10] = [
-    0.005, 0.015, 0.03, 0.05, 0.075, 0.105, 0.15, 0.21, 0.3, 0.42,
-];
+/// Distances from a code's centre that separate places, in 1/200.
+const PLACE_EDGES: [u8; 10] = [1, 3, 6, 10, 15, 21, 30, 42, 60, 84];
+
+/// By distance in 1/200: how many edges are passed.
+const PLACE_OF: [u8; 85] = {
+    let mut table = [0; 85];
+    let mut distance = 0;
+    while distance < table.len() {
+        let mut edge = 0;
+        while edge < PLACE_EDGES.len() && PLACE_EDGES[edge] as usize <= distance {
+            edge += 1;
+        }
+        table[distance] = edge as u8;
+        distance += 1;
+    }
+    table
+};
 
 /// The code nearest to `exact`, and where `exact` lies around it.
 #[inline]
@@ -605,7 +632,7 @@ fn nearest(exact: f32, largest: i32, unmoved: bool) -> (i32, usize) {
         return (code, PLACES - 1);
     }
     let off = exact - code as f32;
-    let size = PLACE_EDGES.iter().filter(|edge| off.abs() > **edge).count();
+    let size = usize::from(PLACE_OF[((off.abs() * 200.0) as usize).min(PLACE_OF.len() - 1)]);
     (
         code,
         if off < 0.0 {

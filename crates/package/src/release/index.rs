@@ -4,6 +4,7 @@ use super::ReleaseError;
 use crate::Limits;
 use crate::bundle::RuntimeVersion;
 use crate::digest::Digest;
+use crate::text::one_line;
 use serde::{Deserialize, Serialize};
 
 const FORMAT: &str = "ondine-index-1";
@@ -92,7 +93,7 @@ impl Index {
             reason,
         };
         let index: Index =
-            serde_json::from_slice(bytes).map_err(|error| refused(error.to_string()))?;
+            serde_json::from_slice(bytes).map_err(|error| refused(one_line(&error)))?;
         if index.format != FORMAT {
             return Err(refused(format!("its format is not {FORMAT:?}")));
         }

@@ -5,6 +5,7 @@ use crate::Limits;
 use crate::bundle::Manifest;
 use crate::digest::Digest;
 use crate::signature::{PublicKey, SignatureError, Verified, verify_manifest};
+use crate::text::one_line;
 use serde::{Deserialize, Serialize};
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -76,7 +77,7 @@ impl Trust {
             reason,
         };
         let trust: Trust =
-            serde_json::from_slice(bytes).map_err(|error| refused(error.to_string()))?;
+            serde_json::from_slice(bytes).map_err(|error| refused(one_line(&error)))?;
         if trust.format != FORMAT {
             return Err(refused(format!("its format is not {FORMAT:?}")));
         }

@@ -4,6 +4,7 @@
 //! the same signed bytes).
 
 use super::{PrivateKey, PublicKey, SignatureError};
+use crate::text::one_line;
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
 use serde::{Deserialize, Serialize};
@@ -38,8 +39,12 @@ pub(super) fn seal(payload: &[u8], key: &PrivateKey) -> Result<String, Signature
 
 /// Checks the envelope and its signature; answers the payload.
 pub(super) fn open(bytes: &[u8], key: &PublicKey) -> Result<Vec<u8>, SignatureError> {
-    let bundle: Bundle = serde_json::from_slice(bytes)
-        .map_err(|error| refused(format!("it is not of the right shape ({error})")))?;
+    let bundle: Bundle = serde_json::from_slice(bytes).map_err(|error| {
+        refused(format!(
+            "it is not of the right shape ({})",
+            one_line(&error)
+        ))
+    })?;
     if bundle.media_type != MEDIA_TYPE {
         return Err(refused(format!(
             "its media type is {:?}",

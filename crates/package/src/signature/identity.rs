@@ -9,6 +9,7 @@ use super::statement::Statement;
 use super::{PublicKey, SignatureError, Verified, check_files, read_signature};
 use crate::Limits;
 use crate::digest::Digest;
+use crate::text::one_line;
 use sigstore_verify::trust_root::{SIGSTORE_PRODUCTION_TRUSTED_ROOT, TrustedRoot};
 use sigstore_verify::types::{Bundle, DerPublicKey, Sha256Hash, SignatureContent};
 use sigstore_verify::{Policy, PublicKeyVerificationPolicy, VerificationPolicy, Verifier};
@@ -69,8 +70,12 @@ pub fn verify_identity(
     };
     let bytes = read_signature(signature, limits)?;
     let text = std::str::from_utf8(&bytes).map_err(|_| refused("it is not text"))?;
-    let bundle = Bundle::from_json(text)
-        .map_err(|error| refused(format!("it is not a Sigstore bundle ({error})")))?;
+    let bundle = Bundle::from_json(text).map_err(|error| {
+        refused(format!(
+            "it is not a Sigstore bundle ({})",
+            one_line(&error)
+        ))
+    })?;
     let root = TrustedRoot::from_json(trusted_root.unwrap_or(SIGSTORE_PRODUCTION_TRUSTED_ROOT))
         .map_err(|error| SignatureError::TrustedRoot(one_line(&error)))?;
     let root =
@@ -81,7 +86,7 @@ pub fn verify_identity(
         }
         Signer::Key(key) => Box::new(PublicKeyVerificationPolicy::new(
             DerPublicKey::from_pem(&key.to_pem())
-                .map_err(|error| SignatureError::Key(error.to_string()))?,
+                .map_err(|error| SignatureError::Key(one_line(&error)))?,
         )),
     };
     let statement = match signed {
@@ -142,9 +147,4 @@ fn model_statement(
 
 fn refused(reason: impl Into<String>) -> SignatureError {
     SignatureError::Envelope(reason.into())
-}
-
-fn one_line(error: &dyn std::fmt::Display) -> String {
-    let text = error.to_string();
-    text.split_whitespace().collect::<Vec<_>>().join(" ")
 }

@@ -2,6 +2,7 @@
 
 use super::SignatureError;
 use crate::digest::Digest;
+use crate::text::one_line;
 use aws_lc_rs::rand::{SecureRandom, SystemRandom};
 use aws_lc_rs::signature::{
     self as ring, EcdsaKeyPair, Ed25519KeyPair, KeyPair, UnparsedPublicKey,
@@ -349,6 +350,6 @@ fn read_pem<'a>(text: &'a str, kind: &str) -> Result<(&'a str, SecretDocument), 
         .ok_or_else(|| refused("no end"))?;
     let block = &text[start..start + length + end_line.len()];
     let (label, document) =
-        SecretDocument::from_pem(block).map_err(|error| refused(&error.to_string()))?;
+        SecretDocument::from_pem(block).map_err(|error| refused(&one_line(&error)))?;
     Ok((label, document))
 }

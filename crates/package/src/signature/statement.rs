@@ -5,6 +5,7 @@ use super::{SignatureError, Verified};
 use crate::Limits;
 use crate::digest::Digest;
 use crate::path::{BundlePath, is_invisible};
+use crate::text::one_line;
 use serde::{Deserialize, Serialize};
 use std::collections::HashSet;
 
@@ -104,8 +105,12 @@ impl Statement {
     }
 
     pub fn parse(bytes: &[u8], limits: &Limits) -> Result<Self, SignatureError> {
-        let wire: Wire = serde_json::from_slice(bytes)
-            .map_err(|error| refused(format!("it is not of the right shape ({error})")))?;
+        let wire: Wire = serde_json::from_slice(bytes).map_err(|error| {
+            refused(format!(
+                "it is not of the right shape ({})",
+                one_line(&error)
+            ))
+        })?;
         if wire.statement_type != STATEMENT_TYPE || wire.predicate_type != PREDICATE_TYPE {
             return Err(refused(format!(
                 "its type is {:?}, {:?}",
