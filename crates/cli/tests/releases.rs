@@ -103,6 +103,11 @@ impl Place {
         ])
     }
 
+    fn update_command(&self, from: &str, store: &str) -> std::process::Command {
+        let root = self.at("site/metadata/1.root.json");
+        ondine(&["update", "--from", from, "--root", &root, "--store", store])
+    }
+
     fn version(&self) -> u64 {
         let status = ok(&["status", "--check", "--store", &self.at("store"), "--json"]).json();
         status["current"]["version"].as_u64().unwrap_or(0)
@@ -504,19 +509,122 @@ fn disks_that_are_full_or_closed() {
         "{error}"
     );
     assert_eq!(place.version(), 1);
-    // Root may write anywhere, so this says something for other users only.
+    // Whoever may not write there is told so. Root may write anywhere, and is another user for this.
     let closed = fs::Permissions::from_mode(0o555);
     fs::set_permissions(place.at("store/work"), closed).expect("closed");
-    let probe = fs::write(place.at("store/work/can-write"), "");
-    if probe.is_err() {
-        refused(&place.update(&place.at("site")), 1, "ermission");
+    let opened = fs::Permissions::from_mode(0o755);
+    let _ = fs::set_permissions(place.directory.path(), opened.clone());
+    let mut command = place.update_command(&place.at("site"), &store);
+    if fs::write(place.at("store/work/can-write"), "").is_ok() {
+        use std::os::unix::process::CommandExt;
+        command.uid(65_534).gid(65_534);
     }
-    fs::set_permissions(place.at("store/work"), fs::Permissions::from_mode(0o755)).expect("opened");
+    // That user may not be allowed to run what was built here.
+    match command.output() {
+        Ok(output) => {
+            let error = String::from_utf8_lossy(&output.stderr).into_owned();
+            assert_eq!(output.status.code(), Some(1), "{error}");
+            assert!(error.contains("ermission"), "{error}");
+        }
+        Err(error) => {
+            let _ = writeln!(
+                std::io::stderr(),
+                "skipped: another user may not run the command ({error})"
+            );
+        }
+    }
+    fs::set_permissions(place.at("store/work"), opened).expect("opened");
     let _ = fs::remove_file(place.at("store/work/can-write"));
     assert_eq!(place.ask().code, 0);
     let after = place.update(&place.at("site"));
     assert_eq!(after.code, 0, "{}", after.err);
     assert_eq!(place.version(), 3);
+}
+
+/// A file system of its own that is too small, and one that may only be read. Skipped, and said so, where none can be mounted.
+#[cfg(target_os = "linux")]
+#[test]
+fn a_disk_without_room_and_one_that_is_read_only() {
+    let place = Place::new();
+    place.publish(1);
+    copy(Path::new(&place.at("site")), Path::new(&place.at("site-1")));
+    place.publish(3);
+    let disk = place.at("disk");
+    fs::create_dir(&disk).expect("made");
+    let mount = |options: &str| {
+        let arguments = ["-t", "tmpfs", "-o", options, "tmpfs", &disk];
+        std::process::Command::new("mount").args(arguments).output()
+    };
+    if !mount("size=32m").is_ok_and(|output| output.status.success()) {
+        let _ = writeln!(std::io::stderr(), "skipped: no file system can be mounted");
+        return;
+    }
+    let disk = Mounted(disk);
+    let store = format!("{}/store", disk.0);
+    let update = || {
+        let mut command = place.update_command(&place.at("site"), &store);
+        let output = command.output().expect("it starts");
+        let error = String::from_utf8_lossy(&output.stderr).into_owned();
+        (output.status.code(), error)
+    };
+    let version = || {
+        let status = ok(&["status", "--check", "--store", &store, "--json"]).json();
+        status["current"]["version"].as_u64()
+    };
+    let remount = |options: &str| {
+        let arguments = ["-o", options, &disk.0];
+        let mut command = std::process::Command::new("mount");
+        assert!(command.args(arguments).status().expect("mount").success());
+    };
+    let ask = || {
+        run(&[
+            "run", "-m", &store, "Hi", "--raw", "-n", "3", "--temp", "0", "--ctx", "64",
+        ])
+    };
+    let older = place.update_command(&place.at("site-1"), &store).output();
+    let older = older.expect("it starts");
+    assert!(
+        older.status.success(),
+        "{}",
+        String::from_utf8_lossy(&older.stderr)
+    );
+    assert_eq!(ask().code, 0);
+    assert_eq!(version(), Some(1));
+    // Something else fills the disk to the last page.
+    let filler = format!("{}/filler", disk.0);
+    let mut file = fs::File::create(&filler).expect("made");
+    while file.write_all(&[1; 4096]).is_ok() {}
+    drop(file);
+    let (code, error) = update();
+    assert_eq!(code, Some(1), "{error}");
+    assert!(error.contains("space"), "{error}");
+    assert_eq!(version(), Some(1));
+    fs::remove_file(&filler).expect("removed");
+    remount("remount,ro");
+    let (code, error) = update();
+    assert_eq!(code, Some(1), "{error}");
+    assert!(error.to_lowercase().contains("read-only"), "{error}");
+    assert_eq!(
+        ask().code,
+        0,
+        "the model answers from a disk that is read-only"
+    );
+    remount("remount,rw");
+    let (code, error) = update();
+    assert_eq!(code, Some(0), "{error}");
+    assert_eq!(version(), Some(3));
+    assert_eq!(ask().code, 0);
+}
+
+/// Unmounts when dropped.
+#[cfg(target_os = "linux")]
+struct Mounted(String);
+
+#[cfg(target_os = "linux")]
+impl Drop for Mounted {
+    fn drop(&mut self) {
+        let _ = std::process::Command::new("umount").arg(&self.0).status();
+    }
 }
 
 /// The installer is killed at system calls of an update that a tracer counts; after each, the model answers, and the next update
