@@ -202,10 +202,10 @@ impl Quantised {
             zero_counts: bits(PLACES * LEVELS * 6),
             zero_codes: bits(16 * 2 * LEVELS),
             zero_trends: bits(3 * 49 * LEVELS),
-            zero_mixer: vec![Mixer::default(); PLACES * 3],
+            zero_mixer: vec![Mixer::default(); LEVELS],
             sign_places: bits(PLACES * LEVELS * 5),
             sign_neighbours: bits(PLACES * 49),
-            sign_mixer: vec![Mixer::default(); 7],
+            sign_mixer: vec![Mixer::default(); 1],
             steps: bits(STEPS * LEVELS),
             far: Numbers::new(1, 1),
         }
@@ -542,7 +542,7 @@ impl Quantised {
             let step = i32::from(new.codes[start + j]) - base;
             let last_chance = self.marks && j + 1 == size && stepped == 0;
             let still = !last_chance
-                && self.zero_mixer[place * 3 + stepped.min(2)].code(
+                && self.zero_mixer[average].code(
                     coder,
                     [
                         &mut self.zero_places[(place * LEVELS + near) * 5 + edge],
@@ -561,7 +561,7 @@ impl Quantised {
             let mut distance = 0;
             if !still {
                 let neighbours = place * 49 + common * 7 + product;
-                let up = self.sign_mixer[common].code(
+                let up = self.sign_mixer[0].code(
                     coder,
                     [
                         &mut self.sign_places[(place * LEVELS + near) * 5 + edge],

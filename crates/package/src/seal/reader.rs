@@ -16,7 +16,7 @@ use zeroize::Zeroizing;
 
 const SEALED_CHUNK_BYTES: usize = CHUNK_BYTES + TAG_BYTES;
 /// Chunks that are read from the file at a time: enough to hide the call, few enough for a core's cache.
-const READ_CHUNKS: usize = 2;
+const READ_CHUNKS: usize = 8;
 /// Reads of at least this many bytes are spread over the cores.
 const PARALLEL_BYTES: usize = 4 << 20;
 

@@ -146,6 +146,12 @@ impl StoreError {
         )
     }
 
+    /// Whether the store cannot be written, by anybody or by this user.
+    fn is_closed(&self) -> bool {
+        use io::ErrorKind::{PermissionDenied, ReadOnlyFilesystem};
+        matches!(self, StoreError::File { source, .. } if matches!(source.kind(), PermissionDenied | ReadOnlyFilesystem))
+    }
+
     pub(crate) fn from_io(path: &Path, source: io::Error) -> Self {
         at(path)(source)
     }
@@ -203,12 +209,16 @@ impl<F: FileSystem> Store<F> {
     }
 
     /// The version to run now, after its files were checked. A version on trial gets one start; when that has ended without a word
-    /// that it works, the one before it comes back. So it does when the current version's files are damaged.
+    /// that it works, the one before it comes back. So it does when the current version's files are damaged. From a store that cannot
+    /// be written, by a read-only disk or for lack of permission, a version starts that is healthy already.
     ///
     /// # Errors
     /// [`StoreError`] when there is none, or no version's files are whole.
     pub fn start(&self) -> Result<Installed, StoreError> {
-        let _lock = self.lock()?;
+        let lock = match self.lock() {
+            Err(error) if error.is_closed() && self.state()?.healthy => None,
+            lock => Some(lock?),
+        };
         let mut state = self.state()?;
         if !state.healthy && state.current.is_some() {
             let mut trial = self
@@ -238,7 +248,9 @@ impl<F: FileSystem> Store<F> {
                 state.fall_back();
                 let identity = state.current.ok_or(StoreError::Empty)?;
                 let installed = self.checked(identity)?;
-                self.write_state(&state)?;
+                if lock.is_some() {
+                    self.write_state(&state)?;
+                }
                 Ok(installed)
             }
             other => other,
