@@ -23,6 +23,7 @@ mod test_blocks;
 mod tests;
 
 pub use activations::Activations;
+pub use arch::compiled::{Work, compiled_for};
 pub use arch::memory::{Bytes as AlignedBytes, release_spare as release_spare_memory};
 pub use arch::threads::ThreadPool;
 pub use attention::{
@@ -30,7 +31,7 @@ pub use attention::{
     KvType, PAGE_TOKENS, attention,
 };
 pub use error::KernelError;
-pub use formats::{BlockCodes, dequantize, quantize};
+pub use formats::{BlockCodes, IQ4_CODES, MXFP4_CODES, dequantize, quantize};
 pub use isa::{Isa, IsaError};
 pub use machine_limits::MachineLimits;
 pub use matmul::{Context, Epilogue, MatmulJob, matmul, matmul_gated, matmul_group};

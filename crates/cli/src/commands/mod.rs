@@ -8,6 +8,8 @@ use clap::Subcommand;
 mod apply;
 mod bench;
 mod cache;
+#[cfg(feature = "compress")]
+mod calibrate;
 mod chat;
 #[cfg(feature = "completions")]
 mod completions;
@@ -42,6 +44,8 @@ mod policy;
 mod publish;
 #[cfg(feature = "pull")]
 mod pull;
+#[cfg(feature = "compress")]
+mod quantize;
 #[cfg(feature = "hybrid")]
 mod redact;
 #[cfg(all(feature = "package", feature = "pull"))]
@@ -94,6 +98,12 @@ pub enum Command {
     Perplexity(perplexity::Args),
     /// Measure how fast a model runs here
     Bench(bench::Args),
+    /// Write a model with smaller tensor types
+    #[cfg(feature = "compress")]
+    Quantize(quantize::Args),
+    /// Measure which columns of a model's matrices matter
+    #[cfg(feature = "compress")]
+    Calibrate(calibrate::Args),
     /// Predict how fast a model would run on a device that is not here
     #[cfg(feature = "npu")]
     Plan(plan::Args),
@@ -178,6 +188,10 @@ pub fn run(command: Command, output: &mut Output) -> Result<(), CliError> {
         Command::Logits(args) => logits::run(&args, output),
         Command::Perplexity(args) => perplexity::run(&args, output),
         Command::Bench(args) => bench::run(&args, output),
+        #[cfg(feature = "compress")]
+        Command::Quantize(args) => quantize::run(&args, output),
+        #[cfg(feature = "compress")]
+        Command::Calibrate(args) => calibrate::run(&args, output),
         #[cfg(feature = "npu")]
         Command::Plan(args) => plan::run(&args, output),
         #[cfg(feature = "npu")]

@@ -1,5 +1,6 @@
 //! Code that depends on the machine: vector lanes and the thread pool. The only place with unsafe code.
 
+pub mod compiled;
 pub mod lanes;
 pub(crate) mod machine;
 pub(crate) mod memory;

@@ -6,13 +6,12 @@ use super::{has_minima, zero};
 use crate::TensorType;
 
 /// The codebook of IQ4_NL and IQ4_XS, plus 128.
-pub(crate) const IQ4_CODES: [u8; 16] = [
+pub const IQ4_CODES: [u8; 16] = [
     1, 24, 45, 63, 79, 93, 106, 118, 129, 141, 153, 166, 181, 197, 217, 241,
 ];
 
 /// The codebook of MXFP4 (twice the E2M1 numbers), plus 16.
-pub(crate) const MXFP4_CODES: [u8; 16] =
-    [16, 17, 18, 19, 20, 22, 24, 28, 16, 15, 14, 13, 12, 10, 8, 4];
+pub const MXFP4_CODES: [u8; 16] = [16, 17, 18, 19, 20, 22, 24, 28, 16, 15, 14, 13, 12, 10, 8, 4];
 
 /// One block: codes, and a scale and a minimum for each 16 of them.
 pub(crate) struct Decoded {

@@ -9,9 +9,8 @@ mod quantize;
 use half::{bf16, f16};
 
 use decode::{Decoded, decode};
-pub(crate) use decode::{
-    IQ4_CODES, MXFP4_CODES, RawBlock, e8m0_half, raw_codes, raw_scales, scale_k3,
-};
+pub use decode::{IQ4_CODES, MXFP4_CODES};
+pub(crate) use decode::{RawBlock, e8m0_half, raw_codes, raw_scales, scale_k3};
 pub use quantize::quantize;
 
 use crate::{KernelError, TensorType};

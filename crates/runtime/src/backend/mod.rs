@@ -7,6 +7,7 @@
 
 pub mod cpu;
 mod fallback;
+mod observe;
 mod reason;
 pub mod rope;
 mod watchdog;
@@ -22,6 +23,7 @@ use crate::model::ModelSpec;
 use crate::packed_cache::PackedCache;
 
 pub use fallback::{FallbackDecoder, Moment, OnStepDown, StepDown};
+pub use observe::Observer;
 pub use ondine_kernels::KvType;
 pub use reason::Unavailable;
 pub use watchdog::{Deadlines, WatchedDecoder};
@@ -269,6 +271,8 @@ pub struct LoadOptions {
     pub screened_head: bool,
     /// Bounds for everything read from files.
     pub limits: Limits,
+    /// Who sees the inputs of all matrix products. Only the CPU backend shows them.
+    pub observer: Option<Arc<dyn Observer>>,
 }
 
 /// Most memory to use.
@@ -322,6 +326,7 @@ impl Default for LoadOptions {
             memory_budget: None,
             screened_head: false,
             limits: Limits::default(),
+            observer: None,
         }
     }
 }

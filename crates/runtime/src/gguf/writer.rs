@@ -1,6 +1,6 @@
 //! Writes GGUF headers: for models that arrive in another form, and for files of our own.
 
-use super::metadata::ElementType;
+use super::metadata::{ElementType, Metadata, Slot};
 
 const ALIGNMENT: u64 = 32;
 
@@ -67,6 +67,35 @@ impl HeaderWriter {
             push_string(&mut raw, value.as_ref());
         }
         self.array(key, ElementType::String, values.len(), &raw)
+    }
+
+    /// Adds the entries of `metadata` whose key `wanted` accepts, byte for byte and in their order.
+    pub fn copy(&mut self, metadata: &Metadata, wanted: impl Fn(&str) -> bool) -> &mut Self {
+        let header = metadata.header.as_slice();
+        for (key, slot) in metadata.entries.iter().filter(|(key, _)| wanted(key)) {
+            match slot {
+                // A string's slot is its text; its length comes before.
+                Slot::Scalar {
+                    element: ElementType::String,
+                    bytes,
+                } => {
+                    let mut raw = Vec::with_capacity(8 + bytes.len());
+                    push_string(&mut raw, &header[bytes.clone()]);
+                    self.entry(key, ElementType::String, &raw);
+                }
+                Slot::Scalar { element, bytes } => {
+                    self.entry(key, *element, &header[bytes.clone()]);
+                }
+                Slot::Array {
+                    element,
+                    length,
+                    bytes,
+                } => {
+                    self.array(key, *element, *length, &header[bytes.clone()]);
+                }
+            }
+        }
+        self
     }
 
     /// Declares a tensor; `shape` has the fastest dimension first, `type_id` is ggml's. Its data

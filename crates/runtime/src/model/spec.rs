@@ -276,6 +276,44 @@ pub enum Activation {
     GeluTanh,
 }
 
+impl Mixer {
+    /// The matrices that read the mixer's normed input.
+    pub fn inputs(&self) -> Vec<&Linear> {
+        match self {
+            Mixer::Attention(attention) => vec![&attention.query, &attention.key, &attention.value],
+            Mixer::ShortConvolution(convolution) => vec![&convolution.input],
+        }
+    }
+
+    /// The matrix that finishes the mixer.
+    pub fn output(&self) -> &Linear {
+        match self {
+            Mixer::Attention(attention) => &attention.output,
+            Mixer::ShortConvolution(convolution) => &convolution.output,
+        }
+    }
+}
+
+impl FeedForward {
+    /// The matrices that read the network's normed input for every token.
+    pub fn inputs(&self) -> Vec<&Linear> {
+        match self {
+            FeedForward::Gated(gated) => vec![&gated.gate, &gated.up],
+            FeedForward::Plain { up, .. } => vec![up],
+            FeedForward::Experts(experts) => vec![&experts.router],
+        }
+    }
+
+    /// The matrix that finishes the network; experts have one each.
+    pub fn output(&self) -> Option<&Linear> {
+        match self {
+            FeedForward::Gated(gated) => Some(&gated.down),
+            FeedForward::Plain { down, .. } => Some(down),
+            FeedForward::Experts(_) => None,
+        }
+    }
+}
+
 impl ModelSpec {
     /// Bytes of keys and values that one position adds over all layers, `bytes_per_element` each.
     pub fn kv_elements_per_position(&self) -> usize {

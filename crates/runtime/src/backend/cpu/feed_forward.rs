@@ -7,7 +7,7 @@ use super::attention::job;
 use super::layer::{Projection, Source};
 use super::scratch::Scratch;
 use super::weights::{FeedForwardWeights, GatedWeights, Matrix};
-use crate::model::{Activation, Experts, FeedForward};
+use crate::model::{Activation, Experts, FeedForward, GatedFeedForward};
 
 /// Leaves the network's inner activations in `inner` and says which matrix finishes it; or, for
 /// experts, leaves the finished sum in `branch`.
@@ -100,8 +100,8 @@ fn mixture(
             .filter(|(_, chosen, _)| *chosen == expert)
             .map(|(row, _, weight)| (*row, *weight))
             .collect();
-        let activation = &spec.experts[expert].activation;
-        run_expert(engine, activation, weights, &mine, scratch);
+        let expert = &spec.experts[expert];
+        run_expert(engine, expert, weights, &mine, scratch);
     });
 }
 
@@ -109,7 +109,7 @@ fn mixture(
 fn everyone(engine: &Engine, spec: &Experts, shared: Option<&GatedWeights>, scratch: &mut Scratch) {
     if let (Some(shared), Some(shared_spec)) = (shared, &spec.shared) {
         let everyone: Vec<(usize, f32)> = (0..scratch.rows).map(|row| (row, 1.0)).collect();
-        run_expert(engine, &shared_spec.activation, shared, &everyone, scratch);
+        run_expert(engine, shared_spec, shared, &everyone, scratch);
     }
 }
 
@@ -155,7 +155,7 @@ fn route(
 /// Adds `weight × expert(normed[row])` to the branch of every (row, weight).
 fn run_expert(
     engine: &Engine,
-    activation: &Activation,
+    spec: &GatedFeedForward,
     weights: &GatedWeights,
     mine: &[(usize, f32)],
     scratch: &mut Scratch,
@@ -167,6 +167,7 @@ fn run_expert(
     for &(row, _) in mine {
         picked.extend_from_slice(&scratch.normed[row * width..(row + 1) * width]);
     }
+    engine.observe(|| vec![&spec.gate, &spec.up], &picked, width);
     scratch
         .inner_input
         .quantize(&context, &picked, mine.len(), width);
@@ -174,10 +175,11 @@ fn run_expert(
     gated(
         engine,
         weights,
-        *activation,
+        spec.activation,
         &scratch.inner_input,
         &mut inner,
     );
+    engine.observe(|| vec![&spec.down], &inner, inner_width);
     scratch
         .inner_input
         .quantize(&context, &inner, mine.len(), inner_width);

@@ -60,6 +60,7 @@ impl Head {
     ) -> Vec<RowScores> {
         let width = engine.spec.embedding;
         let normed = normed(engine, rows, scratch);
+        engine.observe(|| vec![&engine.spec.output], &normed, width);
         let context = engine.context();
         let mut scores: Vec<Option<RowScores>> = rows.iter().map(|_| None).collect();
         let wishes: Option<Vec<Best<'_>>> = selects.iter().map(|select| best(*select)).collect();

@@ -8,7 +8,7 @@ use super::feed_forward::feed_forward;
 use super::scratch::Scratch;
 use super::weights::{LayerWeights, Matrix, MixerWeights, NormWeights};
 use super::{Engine, Part};
-use crate::model::{Norm, NormKind};
+use crate::model::{Linear, Norm, NormKind};
 
 /// `hidden = scale × embedding[token] (+ positions), normed where the model says so`.
 pub(super) fn embed(engine: &Engine, tokens: &[u32], parts: &[Part], scratch: &mut Scratch) {
@@ -57,12 +57,15 @@ pub(super) fn layer(
     let spec = &engine.spec.layers[index];
 
     norm_input(engine, &spec.mixer_norm, &weights.mixer_norm, scratch);
+    let width = engine.spec.embedding;
+    engine.observe(|| spec.mixer.inputs(), &scratch.normed, width);
     let output = mixer(engine, &weights.mixer, index, parts, scratch);
     let post = spec
         .mixer_post_norm
         .as_ref()
         .zip(weights.mixer_post_norm.as_ref());
-    project_and_add(engine, output, post, spec.residual_scale, scratch);
+    let last = spec.mixer.output();
+    project_and_add(engine, output, last, post, spec.residual_scale, scratch);
 
     norm_input(
         engine,
@@ -70,12 +73,16 @@ pub(super) fn layer(
         &weights.feed_forward_norm,
         scratch,
     );
+    engine.observe(|| spec.feed_forward.inputs(), &scratch.normed, width);
     let post = spec
         .feed_forward_post_norm
         .as_ref()
         .zip(weights.feed_forward_post_norm.as_ref());
-    match feed_forward(engine, &weights.feed_forward, index, scratch) {
-        Some(output) => project_and_add(engine, output, post, spec.residual_scale, scratch),
+    let last = spec.feed_forward.output();
+    match feed_forward(engine, &weights.feed_forward, index, scratch).zip(last) {
+        Some((output, last)) => {
+            project_and_add(engine, output, last, post, spec.residual_scale, scratch);
+        }
         None => add_branch(engine, post, spec.residual_scale, scratch),
     }
 }
@@ -141,6 +148,7 @@ fn norm_input(engine: &Engine, norm: &Norm, weights: &NormWeights, scratch: &mut
 fn project_and_add(
     engine: &Engine,
     projection: Projection<'_>,
+    described: &Linear,
     post: Option<(&Norm, &NormWeights)>,
     scale: f32,
     scratch: &mut Scratch,
@@ -151,13 +159,12 @@ fn project_and_add(
         Source::Mixed => &scratch.mixed,
         Source::Inner => &scratch.inner,
     };
+    let from = &from[..scratch.rows * columns];
+    engine.observe(|| vec![described], from, columns);
     let context = engine.context();
-    scratch.inner_input.quantize(
-        &context,
-        &from[..scratch.rows * columns],
-        scratch.rows,
-        columns,
-    );
+    scratch
+        .inner_input
+        .quantize(&context, from, scratch.rows, columns);
     let out = match post {
         None => &mut scratch.hidden,
         Some(_) => &mut scratch.branch,

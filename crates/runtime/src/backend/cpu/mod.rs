@@ -21,12 +21,12 @@ use ondine_kernels::{Context, Isa, KvShape, KvType, PAGE_TOKENS, ThreadPool};
 
 use super::{
     Backend, BackendError, Decoder, DeviceReport, Fit, HeadReport, LoadOptions, MemoryBudget,
-    MemoryReport, Run, Scored, Scores, SequenceId, StreamingReport, Unavailable, Wanted,
+    MemoryReport, Observer, Run, Scored, Scores, SequenceId, StreamingReport, Unavailable, Wanted,
 };
 use crate::backend::rope::RopeTables;
 use crate::gguf::ModelFile;
 use crate::kv_cache::{History, LayerState, PageList, SequenceState};
-use crate::model::{Attention, Mixer, ModelSpec};
+use crate::model::{Attention, Linear, Mixer, ModelSpec};
 use head::{Head, RowScores};
 use loader::Loaded;
 pub(super) use loader::read_vector;
@@ -143,6 +143,7 @@ impl Backend for CpuBackend {
                 ropes,
                 isa: self.isa,
                 pool,
+                observer: options.observer.clone(),
             },
             context,
             chunk,
@@ -221,9 +222,17 @@ struct Engine {
     ropes: RopeTables,
     isa: Isa,
     pool: ThreadPool,
+    observer: Option<Arc<dyn Observer>>,
 }
 
 impl Engine {
+    /// Shows the observer, if there is one, the input of the matrices that `matrices` names.
+    fn observe<'a>(&self, matrices: impl FnOnce() -> Vec<&'a Linear>, x: &[f32], columns: usize) {
+        if let Some(observer) = &self.observer {
+            observer.observe(&matrices(), x, columns);
+        }
+    }
+
     fn context(&self) -> Context<'_> {
         Context {
             isa: self.isa,

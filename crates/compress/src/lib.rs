@@ -1,0 +1,16 @@
+//! From a checkpoint to a smaller one, and what that cost: quantisation, calibration, evaluation and a gate.
+//!
+//! Nothing here ships to the device.
+#![forbid(unsafe_code)]
+
+pub mod calibrate;
+mod error;
+mod format;
+mod gptq;
+pub mod imatrix;
+mod linear_algebra;
+mod quantize;
+
+pub use error::CompressError;
+pub use format::{Effort, Encoder, writable};
+pub use quantize::{Method, QuantizeOptions, QuantizeReport, TensorReport, quantize};
