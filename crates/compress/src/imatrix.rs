@@ -88,9 +88,8 @@ impl ImportanceMatrix {
                 sums: floats(&file, sums)?,
                 counts: floats(&file, counts)?,
             };
-            let sound = importance.sums.iter().chain(&importance.counts);
-            if importance.counts.len() != matrices || !{ sound }.all(|x| x.is_finite() && *x >= 0.0)
-            {
+            let mut numbers = importance.sums.iter().chain(&importance.counts);
+            if importance.counts.len() != matrices || !numbers.all(|x| x.is_finite() && *x >= 0.0) {
                 return Err(CompressError::Invalid(format!(
                     "{name}: `{base}` holds numbers that no sum of squares can be; make it again"
                 )));

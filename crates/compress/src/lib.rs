@@ -2,6 +2,10 @@
 //!
 //! Nothing here ships to the device.
 #![forbid(unsafe_code)]
+#![allow(
+    clippy::needless_range_loop,
+    reason = "loops over lanes name the lane, which indexes several arrays"
+)]
 
 pub mod calibrate;
 mod error;

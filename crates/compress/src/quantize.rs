@@ -142,7 +142,7 @@ pub fn quantize(
         };
         writer.write_all(&header.finish()).map_err(failed)?;
         for (tensor, ty) in file.tensors().iter().zip(&plan) {
-            let factor = compensation.factor(&worker, tensor, *ty, progress)?;
+            let factor = compensation.factor(&worker, tensor, progress)?;
             let importance = options
                 .importance
                 .and_then(|all| all.tensors.get(&tensor.name));
@@ -508,7 +508,6 @@ impl<'a> Compensation<'a> {
         &mut self,
         worker: &Worker,
         tensor: &TensorInfo,
-        ty: TensorType,
         progress: &mut dyn FnMut(&str, usize, usize) -> bool,
     ) -> Result<Option<Arc<Factor>>, CompressError> {
         let Method::Gptq {
@@ -548,7 +547,6 @@ impl<'a> Compensation<'a> {
             return Ok(None);
         };
         let site = &self.site_of[&tensor.name];
-        let _ = ty;
         if let Some((last, factor)) = &self.last
             && last == site
         {
