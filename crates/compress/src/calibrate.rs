@@ -6,7 +6,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use ondine_kernels::{Isa, ThreadPool};
 use ondine_runtime::Model;
 use ondine_runtime::backend::cpu::{CpuBackend, available_threads};
-use ondine_runtime::backend::{LoadOptions, Observer, Run, Wanted};
+use ondine_runtime::backend::{LoadOptions, Observer, Run, Select, Wanted};
 use ondine_runtime::model::Linear;
 use ondine_runtime::tokenizer::EncodeOptions;
 
@@ -151,6 +151,7 @@ fn compute(
             tokens,
             // The head sees what is scored.
             wanted: Wanted::From(0),
+            select: Select::All,
         };
         let computed = decoder.forward(&[run], &mut |_| {});
         decoder.stop(sequence);

@@ -9,7 +9,7 @@ use ondine_compress::{Method, QuantizeOptions, QuantizeReport, quantize};
 use ondine_fixtures::{Random, Tiny};
 use ondine_kernels::TensorType;
 use ondine_runtime::backend::cpu::CpuBackend;
-use ondine_runtime::backend::{LoadOptions, Run, Scores, Wanted};
+use ondine_runtime::backend::{LoadOptions, Run, Scores, Select, Wanted};
 use ondine_runtime::{Limits, Model};
 
 /// A model whose rows are blocks of 256.
@@ -67,6 +67,7 @@ fn logits(path: &Path, tokens: &[u32]) -> Vec<Vec<f32>> {
         sequence,
         tokens,
         wanted: Wanted::From(0),
+        select: Select::All,
     };
     let mut out = Vec::new();
     decoder
