@@ -8,14 +8,15 @@ cd "$(dirname "${BASH_SOURCE[0]}")"
 directory="${1:-${CARGO_TARGET_DIR:-$PWD/target}/test-runtimes}"
 mkdir -p "$directory"
 
-# Only their libraries are used, not their Python parts: no dependencies.
+# The two builds of ONNX Runtime share a name inside, so that each has a place of its own. Only their libraries are used,
+# not their Python parts: no dependencies.
 install() {
     local place="$directory/$1" requirement="$2"
     if [ "$(cat "$place/.installed" 2>/dev/null)" = "$requirement" ]; then
         return 0
     fi
     rm -rf "$place"
-    if python3 -m pip install --quiet --disable-pip-version-check --root-user-action=ignore --no-deps \
+    if python3 -m pip install --quiet --disable-pip-version-check --root-user-action=ignore $3 \
         --target "$place" $requirement </dev/null >/dev/null 2>&1; then
         printf '%s' "$requirement" >"$place/.installed"
     else
@@ -24,5 +25,8 @@ install() {
     fi
 }
 
-install onnxruntime onnxruntime==1.31.1
-install openvino openvino==2026.4.1
+install onnxruntime onnxruntime==1.31.1 --no-deps
+install openvino openvino==2026.4.1 --no-deps
+install onnxruntime-openvino onnxruntime-openvino==1.24.1 --no-deps
+# The official checker of ONNX files.
+install onnx onnx==1.23.2 --only-binary=:all:

@@ -2,7 +2,7 @@
 # Runs every test, those that need a real model included.
 #
 #   ./test.sh              downloads the test models (350 MB, once) into the ordinary model cache, and the vendor
-#                          runtimes of the accelerators (85 MB, once) below the target directory
+#                          runtimes of the accelerators (180 MB, once) below the target directory
 #   ./test.sh --offline    uses the models that are already there
 #   ./test.sh -p ondine-hub …   further arguments go to `cargo test`, in place of --workspace
 #
@@ -74,7 +74,7 @@ unset ONDINE_OFFLINE
 
 export ONDINE_TEST_MODELS="$links"
 
-# The vendor runtimes of the accelerators (85 MB, once).
+# The vendor runtimes of the accelerators (180 MB, once).
 export ONDINE_TEST_RUNTIMES="$CARGO_TARGET_DIR/test-runtimes"
 if [ "$offline" = no ]; then
     ./runtimes.sh "$ONDINE_TEST_RUNTIMES" || say "the vendor runtimes are not complete"

@@ -1,7 +1,7 @@
 //! Models that were converted or compiled for a runtime, kept so that it is done once.
 //!
 //! An entry is a directory with the files and `complete.json`, which holds their lengths and BLAKE3 hashes. It is
-//! written beside its place and renamed, so that a half-written one is never found; a damaged one is a typed reason.
+//! written beside its place and renamed, so that a half-written one is never found; a damaged one is not used but made again, and that is said.
 
 use std::collections::BTreeMap;
 use std::fs::{self, File};
@@ -19,27 +19,50 @@ const VARIABLE: &str = "ONDINE_BACKEND_CACHE";
 
 const COMPLETE: &str = "complete.json";
 
-/// The entry `kind` of `model`, made by `make` (which is given the directory to fill) if it is not there.
+/// A kept model.
+pub struct Entry {
+    /// The directory with its files.
+    pub path: PathBuf,
+    /// What was wrong with an earlier one, which was refused and made again.
+    pub note: Option<String>,
+}
+
+/// The entry `kind` of `model`, made by `make` (which is given the directory to fill) if it is not there or is not what
+/// was written.
 ///
 /// # Errors
-/// [`Unavailable::CacheDamaged`] when the entry is not what was written; what `make` says.
+/// [`Unavailable::CacheDamaged`] when a damaged entry cannot be taken away; what `make` says.
 pub fn entry(
     model: &Model,
     chosen: Option<&Path>,
     kind: &str,
     make: impl FnOnce(&Path) -> Result<(), Unavailable>,
-) -> Result<PathBuf, Unavailable> {
+) -> Result<Entry, Unavailable> {
     let hash = model
         .hash()
         .map_err(|error| failed(model.path(), &error))?
         .to_hex();
     let name = format!("{kind}-{VERSION}-{}", &hash[..16]);
-    let mut last = None;
+    let (mut last, mut note) = (None, None);
     for root in roots(model, chosen) {
         let place = root.join(&name);
         if place.is_dir() {
-            check(&place)?;
-            return Ok(place);
+            let Err(damage) = check(&place) else {
+                return Ok(Entry {
+                    path: place,
+                    note: None,
+                });
+            };
+            fs::remove_dir_all(&place).map_err(|error| {
+                Unavailable::CacheDamaged(format!(
+                    "{}: {damage} and cannot be deleted ({error}); delete it, it will be made again",
+                    place.display()
+                ))
+            })?;
+            note = Some(format!(
+                "{}: {damage}; it was made again (CacheDamaged)",
+                place.display()
+            ));
         }
         let partial = root.join(format!("{name}.partial-{}", std::process::id()));
         if let Err(error) = fs::create_dir_all(&partial) {
@@ -58,7 +81,7 @@ pub fn entry(
         if partial.exists() {
             let _ = fs::remove_dir_all(&partial);
         }
-        return made.map(|()| place);
+        return made.map(|()| Entry { path: place, note });
     }
     Err(last.unwrap_or_else(|| {
         Unavailable::NotPresent("no directory for converted models; give --backend-cache".into())
@@ -94,21 +117,15 @@ fn seal(directory: &Path) -> io::Result<()> {
     )
 }
 
-fn check(directory: &Path) -> Result<(), Unavailable> {
-    let damaged = |what: &str| {
-        Unavailable::CacheDamaged(format!(
-            "{}: {what}; delete the directory, it will be made again",
-            directory.display()
-        ))
-    };
-    let text =
-        fs::read_to_string(directory.join(COMPLETE)).map_err(|_| damaged("is not complete"))?;
-    let files: BTreeMap<String, String> =
-        serde_json::from_str(&text).map_err(|_| damaged("is not complete"))?;
+/// Whether an entry is what was written, or what is wrong with it.
+fn check(directory: &Path) -> Result<(), String> {
+    let incomplete = || "is not complete".to_owned();
+    let text = fs::read_to_string(directory.join(COMPLETE)).map_err(|_| incomplete())?;
+    let files: BTreeMap<String, String> = serde_json::from_str(&text).map_err(|_| incomplete())?;
     for (name, expected) in files {
         match hash(&directory.join(&name)) {
             Ok(found) if found == expected => (),
-            _ => return Err(damaged(&format!("`{name}` is damaged"))),
+            _ => return Err(format!("`{name}` is damaged")),
         }
     }
     Ok(())

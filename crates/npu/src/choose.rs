@@ -34,6 +34,18 @@ pub enum BackendNameError {
     Simulated(#[from] SimOptionsError),
 }
 
+/// The backends of vendor runtimes, for lists.
+pub const NAMES: [&str; 8] = [
+    "onnx:cpu",
+    "onnx:openvino",
+    "onnx:qnn",
+    "onnx:vitisai",
+    "onnx:xnnpack",
+    "openvino:CPU",
+    "openvino:GPU",
+    "openvino:NPU",
+];
+
 /// The accelerator backend called `name`, such as `onnx:cpu` or `openvino:NPU`.
 ///
 /// # Errors

@@ -4,6 +4,7 @@ use crate::error::CliError;
 use crate::output::Output;
 use crate::progress::TerminalProgress;
 use ondine_hub::{Hub, Settings};
+use ondine_kernels::{Isa, IsaError};
 use ondine_runtime::Limits;
 use ondine_runtime::backend::cpu::CpuBackend;
 use ondine_runtime::backend::{
@@ -221,12 +222,44 @@ impl LoadArgs {
             }),
         );
         match decoder {
-            Ok(decoder) => Ok(Box::new(decoder)),
+            Ok(decoder) => {
+                for note in decoder.notes().iter().filter(|_| !quiet) {
+                    eprintln!("{note}");
+                }
+                Ok(Box::new(decoder))
+            }
             Err(error) => Err(match error.reason() {
                 Some(reason) => failed(&format!("{} ({})", reason, reason.kind())),
                 None => failed(&error),
             }),
         }
+    }
+
+    /// Loads the model a second time as a reference: on the backend or with the instruction set called `name`.
+    pub fn load_against(
+        &self,
+        name: &str,
+        model: &Arc<Model>,
+        options: &LoadOptions,
+        output: &Output,
+    ) -> Result<Box<dyn Decoder>, CliError> {
+        let failed = |error: &dyn std::fmt::Display| CliError::Failed(error.to_string());
+        match Isa::from_name(name) {
+            Ok(isa) => {
+                let backend = CpuBackend::with_isa(isa);
+                return model
+                    .load(&backend, options)
+                    .map_err(|error| failed(&error));
+            }
+            Err(error @ IsaError::Unavailable(_)) => return Err(failed(&error)),
+            // Not the name of an instruction set.
+            Err(_) => (),
+        }
+        let arguments = LoadArgs {
+            backends: vec![name.to_owned()],
+            ..self.clone()
+        };
+        arguments.load_with(model, options, output)
     }
 
     /// What the simulated devices did and how long real ones would have taken, also as a remark for the user.

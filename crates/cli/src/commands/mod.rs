@@ -16,6 +16,8 @@ mod completions;
 #[cfg(feature = "package")]
 mod delivery;
 mod detokenize;
+#[cfg(feature = "npu")]
+mod devices;
 #[cfg(feature = "package")]
 mod diff;
 #[cfg(feature = "npu")]
@@ -107,6 +109,9 @@ pub enum Command {
     /// Predict how fast a model would run on a device that is not here
     #[cfg(feature = "npu")]
     Plan(plan::Args),
+    /// List where models could run here, and why not elsewhere
+    #[cfg(feature = "npu")]
+    Devices(devices::Args),
     /// Write a model in the format of a vendor runtime
     #[cfg(feature = "npu")]
     Export(export::Args),
@@ -194,6 +199,8 @@ pub fn run(command: Command, output: &mut Output) -> Result<(), CliError> {
         Command::Calibrate(args) => calibrate::run(&args, output),
         #[cfg(feature = "npu")]
         Command::Plan(args) => plan::run(&args, output),
+        #[cfg(feature = "npu")]
+        Command::Devices(args) => devices::run(&args, output),
         #[cfg(feature = "npu")]
         Command::Export(args) => export::run(&args, output),
         Command::Inspect(args) => inspect::run(&args, output),

@@ -1,15 +1,15 @@
 //! `ondine perplexity`: how well a model predicts a text.
 
-use super::load::{LoadArgs, ModelArgs, streaming_json};
+use super::load::{LoadArgs, ModelArgs, step_downs_json, streaming_json};
 use crate::error::CliError;
 use crate::interrupt;
 use crate::output::Output;
 use crate::progress::Bar;
-use ondine_kernels::Isa;
+use ondine_kernels::{Isa, IsaError};
 use ondine_runtime::Model;
 use ondine_runtime::backend::Decoder;
 use ondine_runtime::backend::cpu::CpuBackend;
-use ondine_runtime::fidelity::{Agreement, fidelity};
+use ondine_runtime::fidelity::{Agreement, agreement, fidelity};
 use ondine_runtime::perplexity::perplexity;
 use ondine_runtime::tokenizer::EncodeOptions;
 use serde_json::json;
@@ -25,6 +25,7 @@ Examples:
   ondine perplexity text.txt
   ondine perplexity -m gemma-3-270m wiki.valid.txt --ctx 512 --chunks 20 --json
   ondine perplexity text.txt --against scalar          what the fast kernels change
+  ondine perplexity text.txt --backend onnx:cpu --against cpu --positions 512 --json
 
 The text is cut into windows of --ctx tokens; the second half of each is scored (llama.cpp's
 convention, so that figures compare).")]
@@ -38,9 +39,9 @@ pub struct Args {
     /// Windows to score at most; all unless given
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
     chunks: Option<u32>,
-    /// Compare with the kernels of another instruction set (scalar is the reference) instead of scoring: how often is
-    /// the likeliest token the same, how far apart are the distributions
-    #[arg(long, value_name = "ISA", conflicts_with = "chunks")]
+    /// Compare with the kernels of another instruction set (scalar is the reference) or with another backend instead of
+    /// scoring: how often is the likeliest token the same, how far apart are the distributions
+    #[arg(long, value_name = "ISA|BACKEND", conflicts_with = "chunks")]
     against: Option<String>,
     /// Positions to compare with --against
     #[arg(long, value_name = "N", default_value_t = 2000, requires = "against",
@@ -84,6 +85,10 @@ pub fn run(args: &Args, output: &mut Output) -> Result<(), CliError> {
         // A budget cuts the context where none is asked for.
         options.context = Some(window);
     }
+    if args.against.is_some() && options.context.is_none() {
+        // What is compiled for a context need not hold more than a window.
+        options.context = Some(window);
+    }
     let mut decoder = args.load.load_with(&model, &options, output)?;
     if let Some(isa) = &args.against {
         let compared = Compared {
@@ -91,6 +96,11 @@ pub fn run(args: &Args, output: &mut Output) -> Result<(), CliError> {
             window,
             begin,
         };
+        if args.load.backends != ["cpu"] || matches!(Isa::from_name(isa), Err(IsaError::Unknown(_)))
+        {
+            let reference = args.load.load_against(isa, &model, &options, output)?;
+            return compare_backends(args, decoder.as_mut(), reference, &compared, output);
+        }
         return compare(args, isa, &model, decoder.as_mut(), &compared, output);
     }
     let bar = Bar::new(output, "windows");
@@ -219,5 +229,65 @@ fn compare(
         result.selected,
         result.selected_wrongly,
         100.0 * head.fallback_rate()
+    ))
+}
+
+/// Compares a decoder on any backend with a reference on another.
+fn compare_backends(
+    args: &Args,
+    decoder: &mut dyn Decoder,
+    mut reference: Box<dyn Decoder>,
+    compared: &Compared,
+    output: &mut Output,
+) -> Result<(), CliError> {
+    let bar = Bar::new(output, "positions");
+    let result = agreement(
+        decoder,
+        reference.as_mut(),
+        &compared.tokens,
+        compared.window,
+        args.positions as usize,
+        compared.begin,
+        |done, all| {
+            bar.set(done, all, "");
+            !interrupt::is_interrupted()
+        },
+    );
+    bar.finish();
+    let (compared_positions, found) =
+        result.map_err(|error| CliError::Failed(error.to_string()))?;
+    if interrupt::is_interrupted() {
+        return Err(CliError::Interrupted("interrupted".into()));
+    }
+    let simulations = args.load.simulations(output);
+    let positions = compared_positions.max(1) as f64;
+    let same_best = found.same_best as f64 / positions;
+    let mean_kl = found.divergence / positions;
+    if output.is_json() {
+        return output.json(&json!({
+            "backend": decoder.device().backend,
+            "isa": decoder.device().device,
+            "against": args.against,
+            "positions": compared_positions,
+            "ctx": compared.window,
+            "together": {
+                "same_best": same_best,
+                "mean_kl": mean_kl,
+                "largest_kl": found.largest_divergence,
+            },
+            "step_downs": step_downs_json(decoder.step_downs()),
+            "simulations": simulations,
+        }));
+    }
+    output.line(&format!(
+        "{} against {}: {compared_positions} positions in windows of {}",
+        decoder.device().device,
+        reference.device().device,
+        compared.window
+    ))?;
+    output.line(&format!(
+        "same likeliest token {:.2} %, mean KL {mean_kl:.2e}, largest {:.2e} nats",
+        100.0 * same_best,
+        found.largest_divergence
     ))
 }

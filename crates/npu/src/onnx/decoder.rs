@@ -29,6 +29,7 @@ pub(super) struct OnnxDecoder {
     sequences: BTreeMap<SequenceId, Sequence>,
     next_sequence: u64,
     weights_bytes: u64,
+    notes: Vec<String>,
 }
 
 enum Graphs {
@@ -123,11 +124,13 @@ impl OnnxDecoder {
             sequences: BTreeMap::new(),
             next_sequence: 0,
             weights_bytes: file.tensors().iter().map(|tensor| tensor.bytes).sum(),
+            notes: Vec::new(),
         }
     }
 
-    pub(super) fn set_device(&mut self, device: DeviceReport) {
+    pub(super) fn set_device(&mut self, device: DeviceReport, note: Option<String>) {
         self.device = device;
+        self.notes.extend(note);
     }
 
     /// Computes one token, so that what the runtime does at the first run is done at load.
@@ -379,6 +382,10 @@ impl Decoder for OnnxDecoder {
             kv_per_position: per_position,
             scratch: 0,
         }
+    }
+
+    fn notes(&self) -> &[String] {
+        &self.notes
     }
 }
 

@@ -20,7 +20,7 @@ use ort::ep::{self, ArbitrarilyConfigurableExecutionProvider, ExecutionProviderD
 use ort::session::Session;
 use ort::session::builder::SessionBuilder;
 
-use crate::cache;
+use crate::cache::{self, Entry};
 use crate::choose::Settings;
 use crate::export::ExportError;
 use crate::export::onnx::{self, Form};
@@ -150,7 +150,8 @@ impl OnnxBackend {
             "openvino" => {
                 let mut provider = ep::OpenVINO::default();
                 if !options.iter().any(|(key, _)| key == "device_type") {
-                    provider = provider.with_device_type("CPU");
+                    // Its default on processors with bf16 units would round every activation.
+                    provider = provider.with_device_type("CPU").with_precision("FP32");
                 }
                 configured(provider, options).build()
             }
@@ -209,7 +210,7 @@ impl OnnxBackend {
             .map_err(|error| said(error.to_string()))
     }
 
-    fn exported(&self, form: Form, context: usize) -> Result<PathBuf, Unavailable> {
+    fn exported(&self, form: Form, context: usize) -> Result<Entry, Unavailable> {
         let model: &Arc<Model> = self.settings.model.as_ref().ok_or_else(|| {
             Unavailable::NotPresent("the backend was not told which model it is for".into())
         })?;
@@ -238,6 +239,12 @@ impl Backend for OnnxBackend {
                 )));
             }
         }
+        if self.settings.library.is_none() && self.dispatch().is_some() {
+            // Asked of an empty session: whether the library was built with the provider at all.
+            let builder =
+                Session::builder().map_err(|error| reason(&error.to_string(), Stage::Load))?;
+            self.with_provider(builder)?;
+        }
         Ok(self.report(available_threads()))
     }
 
@@ -264,7 +271,10 @@ impl Backend for OnnxBackend {
         );
         let threads = options.threads.unwrap_or_else(available_threads).max(1);
         let (form, context) = (self.form(spec), self.context(spec, options));
-        let directory = self.exported(form, context)?;
+        let Entry {
+            path: directory,
+            note,
+        } = self.exported(form, context)?;
         let session = |name: &str| self.session(&directory.join(name), threads);
         let mut decoder = match form {
             Form::Fused => OnnxDecoder::fused(file, spec, context, session("model.onnx")?)?,
@@ -276,7 +286,7 @@ impl Backend for OnnxBackend {
                 session("step.onnx")?,
             )?,
         };
-        decoder.set_device(self.report(threads));
+        decoder.set_device(self.report(threads), note);
         decoder.warm_up()?;
         Ok(Box::new(decoder))
     }

@@ -11,7 +11,7 @@ use ondine_runtime::backend::{
 use ondine_runtime::model::{Mixer, ModelSpec};
 
 use super::ffi::{CallError, Compiled, Request};
-use super::{NPU_CHUNK, Stage, reason};
+use super::{Stage, reason};
 
 /// Tokens computed together.
 const CHUNK: usize = 128;
@@ -37,6 +37,7 @@ pub(super) struct OpenVinoDecoder {
     sequences: BTreeMap<SequenceId, Sequence>,
     next_sequence: u64,
     scores: Vec<f32>,
+    notes: Vec<String>,
 }
 
 #[derive(Default)]
@@ -57,6 +58,7 @@ impl OpenVinoDecoder {
         kind: Kind,
         context: usize,
         weights_bytes: u64,
+        note: Option<String>,
     ) -> Self {
         let distances_matter = spec.layers.iter().any(|layer| match &layer.mixer {
             Mixer::Attention(attention) => {
@@ -75,6 +77,7 @@ impl OpenVinoDecoder {
             sequences: BTreeMap::new(),
             next_sequence: 0,
             scores: Vec::new(),
+            notes: note.into_iter().collect(),
         }
     }
 
@@ -186,20 +189,20 @@ impl OpenVinoDecoder {
         Ok(())
     }
 
-    /// Lengths of the parts in which `tokens` more are computed when a sequence holds `held`.
-    fn parts(&self, held: usize, tokens: usize, wanted: Wanted) -> Vec<usize> {
+    /// Lengths of the parts in which `tokens` are computed when `computed` are already; `first_wanted` is the first of
+    /// them whose scores are wanted.
+    fn parts(&self, computed: usize, tokens: usize, first_wanted: usize) -> Vec<usize> {
         match self.kind {
             Kind::Stateful => {
                 let mut parts = vec![CHUNK; tokens / CHUNK];
                 parts.extend((!tokens.is_multiple_of(CHUNK)).then_some(tokens % CHUNK));
                 parts
             }
-            // The pipeline begins anew at position 0 and takes single tokens from then on; it cuts a long prompt
-            // into chunks by itself.
+            // The pipeline begins anew at position 0 with a prompt of any length, whose last token is scored, and
+            // takes single tokens from then on.
             Kind::Pipeline => {
-                let together = match (held, wanted) {
-                    (0, Wanted::From(first)) => (first + 1).min(tokens),
-                    (0, _) => tokens,
+                let together = match computed {
+                    0 => (first_wanted + 1).min(tokens),
                     _ => 0,
                 };
                 let mut parts = Vec::new();
@@ -225,11 +228,7 @@ impl Decoder for OpenVinoDecoder {
     }
 
     fn chunk(&self) -> usize {
-        match self.kind {
-            Kind::Stateful => CHUNK,
-            // A prompt is handed over whole: what comes after it goes token by token.
-            Kind::Pipeline => self.context.max(NPU_CHUNK),
-        }
+        CHUNK
     }
 
     fn start(&mut self) -> SequenceId {
@@ -256,21 +255,28 @@ impl Decoder for OpenVinoDecoder {
             let Some(sequence) = self.sequences.get_mut(&run.sequence) else {
                 continue;
             };
-            let (held, computed) = (sequence.tokens.len(), sequence.computed);
             sequence.tokens.extend_from_slice(run.tokens);
-            // A fork has its tokens still to compute.
-            for length in self.parts(computed, held - computed, Wanted::Nothing) {
-                self.part(run.sequence, length, &[], &mut |_, _| ())?;
+            let (computed, all) = (sequence.computed, sequence.tokens.len());
+            if self.kind == Kind::Pipeline && computed == 0 && run.wanted == Wanted::Nothing {
+                // The pipeline takes a prompt as a whole: its parts wait for the last one.
+                continue;
             }
+            // Tokens that waited, and those of a fork, come before the run's own.
+            let waited = all - run.tokens.len() - computed;
+            let includes = |token: usize| {
+                token >= waited && run.wanted.includes(token - waited, run.tokens.len())
+            };
+            let tokens = all - computed;
+            let first_wanted = (0..tokens).find(|&token| includes(token)).unwrap_or(tokens);
             let mut first = 0;
-            for length in self.parts(held, run.tokens.len(), run.wanted) {
+            for length in self.parts(computed, tokens, first_wanted) {
                 let wanted: Vec<usize> = (0..length)
-                    .filter(|token| run.wanted.includes(first + token, run.tokens.len()))
+                    .filter(|token| includes(first + token))
                     .collect();
                 self.part(run.sequence, length, &wanted, &mut |token, logits| {
                     scores(Scored {
                         run: index,
-                        token: first + token,
+                        token: first + token - waited,
                         scores: Scores::All(logits),
                     });
                 })?;
@@ -345,6 +351,10 @@ impl Decoder for OpenVinoDecoder {
             kv_per_position: per_position,
             scratch: 0,
         }
+    }
+
+    fn notes(&self) -> &[String] {
+        &self.notes
     }
 }
 

@@ -18,7 +18,7 @@ use ondine_runtime::backend::{
 use ondine_runtime::gguf::ModelFile;
 use ondine_runtime::model::ModelSpec;
 
-use crate::cache;
+use crate::cache::{self, Entry};
 use crate::choose::Settings;
 use crate::export::openvino::{self, Form};
 use crate::export::{ExportError, supported};
@@ -156,17 +156,16 @@ impl OpenVinoBackend {
         properties
     }
 
-    fn exported(&self, form: Form, context: usize) -> Result<PathBuf, Unavailable> {
+    fn exported(&self, form: Form, context: usize) -> Result<Entry, Unavailable> {
         let model: &Arc<Model> = self.settings.model.as_ref().ok_or_else(|| {
             Unavailable::NotPresent("the backend was not told which model it is for".into())
         })?;
         let kind = format!("openvino-{}-{context}", form.name());
-        let directory = cache::entry(model, self.settings.cache.as_deref(), &kind, |directory| {
+        cache::entry(model, self.settings.cache.as_deref(), &kind, |directory| {
             openvino::export(model, directory, form, context, &mut |_, _| ())
                 .map(|_| ())
                 .map_err(export_reason)
-        })?;
-        Ok(directory.join("model.xml"))
+        })
     }
 }
 
@@ -221,7 +220,8 @@ impl Backend for OpenVinoBackend {
         load_library()?;
         let threads = options.threads.unwrap_or_else(available_threads).max(1);
         let context = self.context(spec, options);
-        let path = self.exported(self.form(), context)?;
+        let entry = self.exported(self.form(), context)?;
+        let path = entry.path.join("model.xml");
         let core = Core::new().map_err(|error| reason(error, Stage::Load))?;
         let properties = self.properties(context, threads);
         let compiled = Arc::new(core)
@@ -239,6 +239,7 @@ impl Backend for OpenVinoBackend {
             kind,
             context,
             weights,
+            entry.note,
         );
         decoder.warm_up()?;
         Ok(Box::new(decoder))

@@ -47,6 +47,7 @@ pub struct WatchedDecoder {
     context: usize,
     chunk: usize,
     state_form: String,
+    notes: Vec<String>,
     deadlines: Deadlines,
     lengths: BTreeMap<SequenceId, usize>,
     worker: RefCell<Worker>,
@@ -66,6 +67,7 @@ struct Loaded {
     context: usize,
     chunk: usize,
     state_form: String,
+    notes: Vec<String>,
 }
 
 enum Message {
@@ -117,6 +119,7 @@ impl WatchedDecoder {
             context: loaded.context,
             chunk: loaded.chunk.max(1),
             state_form: loaded.state_form,
+            notes: loaded.notes,
             deadlines,
             lengths: BTreeMap::new(),
             worker: RefCell::new(Worker {
@@ -418,6 +421,10 @@ impl Decoder for WatchedDecoder {
         self.call("counting its memory", |decoder| decoder.memory())
             .unwrap_or_default()
     }
+
+    fn notes(&self) -> &[String] {
+        &self.notes
+    }
 }
 
 /// The thread: says that the model is loaded, then does what it is asked until nobody can ask any more.
@@ -438,6 +445,7 @@ fn work(
         context: decoder.context_length(),
         chunk: decoder.chunk(),
         state_form: decoder.state_form(),
+        notes: decoder.notes().to_vec(),
     }));
     if heard.is_err() {
         return;

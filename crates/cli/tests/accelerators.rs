@@ -1,0 +1,313 @@
+//! Vendor runtimes with real weights, and what happens without them. The runtimes lie where `ONDINE_TEST_RUNTIMES` says;
+//! `test.sh` gets them. What is not there is skipped, and said so.
+
+mod support;
+
+use std::io::Write;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use ondine_fixtures::Tiny;
+use serde_json::Value;
+use support::{ondine, real_model};
+
+/// Tokens that are scored.
+const TOKENS: usize = 512;
+
+/// Share of tokens for which both sides choose the same next one. Two engines that round activations to 8 bits, each in
+/// its own way, agree on 97 to 98 of 100; on another processor a few tokens go the other way.
+const AGREEMENT: f64 = 0.96;
+
+/// Mean Kullback-Leibler divergence of the next token's distribution, in nats.
+const DIVERGENCE: f64 = 0.02;
+
+const TEXT: &str = concat!(
+    env!("CARGO_MANIFEST_DIR"),
+    "/tests/data/wikitext2-valid-head.txt"
+);
+
+/// A vendor's runtime: the variable that names it, and its place below the directory of runtimes.
+struct Runtime {
+    variable: &'static str,
+    place: &'static str,
+}
+
+const ONNX: Runtime = Runtime {
+    variable: "ONDINE_ORT_LIB",
+    place: "onnxruntime/onnxruntime/capi",
+};
+const ONNX_OPENVINO: Runtime = Runtime {
+    variable: "ONDINE_ORT_LIB",
+    place: "onnxruntime-openvino/onnxruntime/capi",
+};
+const OPENVINO: Runtime = Runtime {
+    variable: "ONDINE_OPENVINO_LIB",
+    place: "openvino/openvino/libs",
+};
+
+impl Runtime {
+    fn directory(&self) -> Option<PathBuf> {
+        let root = std::env::var_os("ONDINE_TEST_RUNTIMES").map(PathBuf::from);
+        let path = root.map(|root| root.join(self.place));
+        match path {
+            Some(path) if path.is_dir() => Some(path),
+            _ => {
+                let _ = writeln!(
+                    std::io::stderr(),
+                    "skipped: {} is not in the directory that ONDINE_TEST_RUNTIMES names; ./test.sh gets it",
+                    self.place
+                );
+                None
+            }
+        }
+    }
+
+    fn command(&self, cache: &Path, arguments: &[&str]) -> Option<Command> {
+        let mut command = bare(cache, arguments);
+        command.env(self.variable, self.directory()?);
+        Some(command)
+    }
+}
+
+/// A command that finds no runtime but those that a test names.
+fn bare(cache: &Path, arguments: &[&str]) -> Command {
+    let mut command = ondine(arguments);
+    command
+        .env("ONDINE_BACKEND_CACHE", cache)
+        .env("ONDINE_ORT_LIB", "/nowhere/onnxruntime")
+        .env("ONDINE_OPENVINO_LIB", "/nowhere/openvino")
+        .env_remove("ONDINE_NPUW_DEVICES");
+    command
+}
+
+fn succeed(mut command: Command) -> String {
+    let output = command.output().expect("it starts");
+    let said = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert!(output.status.success(), "{said}");
+    String::from_utf8(output.stdout).expect("UTF-8")
+}
+
+fn fail(mut command: Command) -> String {
+    let output = command.output().expect("it starts");
+    let said = String::from_utf8(output.stderr).expect("UTF-8");
+    assert_eq!(output.status.code(), Some(1), "{said}");
+    assert_eq!(said.lines().count(), 1, "{said}");
+    said
+}
+
+#[test]
+fn the_same_weights_choose_the_same_tokens() {
+    let scratch = tempfile::tempdir().expect("a directory");
+    let candidates = [
+        ("smollm2-135m-instruct", &ONNX, "onnx:cpu", TOKENS),
+        ("smollm2-135m-instruct", &OPENVINO, "openvino:CPU", TOKENS),
+        ("gemma-3-270m", &ONNX, "onnx:cpu", 64),
+    ];
+    for (model, runtime, backend, positions) in candidates {
+        let Some(path) = real_model(model) else {
+            continue;
+        };
+        let path = path.display().to_string();
+        let compare = |against: &str| -> Option<(f64, f64)> {
+            let positions = positions.to_string();
+            let arguments = [
+                "perplexity",
+                "-m",
+                &path,
+                TEXT,
+                "--backend",
+                backend,
+                "--against",
+                against,
+                "--positions",
+                &positions,
+                "--ctx",
+                "512",
+                "--json",
+            ];
+            let command = runtime.command(scratch.path(), &arguments)?;
+            let found: Value = serde_json::from_str(&succeed(command)).expect("JSON");
+            assert_eq!(found["positions"].to_string(), positions);
+            assert_eq!(found["backend"], backend);
+            let number = |name: &str| found["together"][name].as_f64().expect("a number");
+            Some((number("same_best"), number("mean_kl")))
+        };
+        let Some((agreement, divergence)) = compare("cpu") else {
+            continue;
+        };
+        println!("{model}, {backend}: agreement {agreement:.4}, divergence {divergence:.5}");
+        assert!(
+            agreement >= AGREEMENT && divergence <= DIVERGENCE,
+            "{model}, {backend}: agreement {agreement}, divergence {divergence}"
+        );
+    }
+}
+
+#[test]
+fn accelerator_pipelines_answer() {
+    let scratch = tempfile::tempdir().expect("a directory");
+    let Some(model) = real_model("smollm2-135m-instruct") else {
+        return;
+    };
+    let model = model.display().to_string();
+    for (runtime, backend) in [
+        (&ONNX_OPENVINO, "onnx:openvino"),
+        (&OPENVINO, "openvino:NPU"),
+    ] {
+        let arguments = [
+            "run",
+            "-m",
+            &model,
+            "What is gravity?",
+            "--temp",
+            "0",
+            "-n",
+            "12",
+            "--ctx",
+            "256",
+            "--backend",
+            backend,
+            "--json",
+        ];
+        let Some(mut command) = runtime.command(scratch.path(), &arguments) else {
+            continue;
+        };
+        // The NPU's own pipeline, on the processor.
+        command.env("ONDINE_NPUW_DEVICES", "CPU");
+        let answer: Value = serde_json::from_str(&succeed(command)).expect("JSON");
+        let text = answer["text"].as_str().expect("a text");
+        assert!(text.contains("fundamental"), "{backend}: {text}");
+        assert_eq!(answer["backend"], backend);
+    }
+}
+
+#[test]
+fn the_official_checker_accepts_an_export() {
+    let scratch = tempfile::tempdir().expect("a directory");
+    let root = std::env::var_os("ONDINE_TEST_RUNTIMES").map(PathBuf::from);
+    let Some(package) = root
+        .map(|root| root.join("onnx"))
+        .filter(|path| path.is_dir())
+    else {
+        let _ = writeln!(
+            std::io::stderr(),
+            "skipped: onnx is not in the directory that ONDINE_TEST_RUNTIMES names; ./test.sh gets it"
+        );
+        return;
+    };
+    for architecture in ["llama", "gemma2", "bloom", "gpt2", "phi3"] {
+        let model = tiny(scratch.path(), architecture);
+        let out = scratch.path().join(architecture);
+        let out = out.display().to_string();
+        succeed(bare(
+            scratch.path(),
+            &["export", "onnx", "-m", &model, &out, "--ctx", "32"],
+        ));
+        let mut checker = Command::new("python3");
+        checker.env("PYTHONPATH", &package).args([
+            "-c",
+            "import glob, onnx, sys\nfor f in glob.glob(sys.argv[1] + '/*.onnx'): onnx.checker.check_model(f)",
+            &out,
+        ]);
+        succeed(checker);
+    }
+}
+
+#[test]
+fn what_is_missing_or_damaged_has_a_typed_reason() {
+    let scratch = tempfile::tempdir().expect("a directory");
+    let model = tiny(scratch.path(), "llama");
+    let arguments = |backend: &'static str, model: &str| -> Vec<String> {
+        let words = [
+            "run", "-m", model, "a", "--raw", "-n", "4", "--temp", "0", "--ctx", "32",
+        ];
+        let words = words.into_iter().chain(["--backend", backend]);
+        words.map(String::from).collect()
+    };
+    let command = |backend, model: &str| {
+        let arguments = arguments(backend, model);
+        let words: Vec<&str> = arguments.iter().map(String::as_str).collect();
+        bare(scratch.path(), &words)
+    };
+    for backend in ["onnx:cpu", "openvino:CPU"] {
+        let said = fail(command(backend, &model));
+        assert!(said.contains("NotPresent"), "{said}");
+    }
+    // No library at all.
+    let text = scratch.path().join("libonnxruntime.so");
+    std::fs::write(&text, "no library").expect("written");
+    let mut wrong = command("onnx:cpu", &model);
+    wrong.env("ONDINE_ORT_LIB", &text);
+    assert!(fail(wrong).contains("NotPresent"));
+
+    // With a second backend the answer comes from there, and the first one's reason is told.
+    let expected = succeed(command("cpu", &model));
+    let mut moved = command("onnx:cpu+openvino+cpu", &model);
+    let output = moved.output().expect("it starts");
+    assert_eq!(String::from_utf8_lossy(&output.stdout), expected);
+    let said = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert_eq!(said.matches("NotPresent").count(), 2, "{said}");
+    let mut json = command("onnx:cpu+cpu", &model);
+    json.arg("--json");
+    let answer: Value = serde_json::from_str(&succeed(json)).expect("JSON");
+    assert_eq!(answer["backend"], "cpu");
+    assert_eq!(answer["step_downs"][0]["reason"], "NotPresent");
+    assert_eq!(answer["step_downs"][0]["moment"], "probe");
+
+    let Some(directory) = ONNX.directory() else {
+        return;
+    };
+    let with_runtime = |model: &str| {
+        let mut command = command("onnx:cpu", model);
+        command.env("ONDINE_ORT_LIB", &directory);
+        command
+    };
+    let answer = succeed(with_runtime(&model));
+    let experts = tiny(scratch.path(), "olmoe");
+    assert!(fail(with_runtime(&experts)).contains("UnsupportedOp"));
+    // One byte of the kept weights is turned over.
+    let entries = std::fs::read_dir(scratch.path()).expect("entries");
+    let kept = entries
+        .filter_map(|entry| Some(entry.ok()?.path().join("weights.bin")))
+        .find(|path| path.is_file())
+        .expect("a cache entry");
+    let mut bytes = std::fs::read(&kept).expect("weights");
+    let middle = bytes.len() / 2;
+    bytes[middle] ^= 1;
+    std::fs::write(&kept, bytes).expect("written");
+    // It is refused, made again, and that is said, once.
+    for damaged in [true, false] {
+        let output = with_runtime(&model).output().expect("it starts");
+        assert_eq!(String::from_utf8_lossy(&output.stdout), answer);
+        let said = String::from_utf8_lossy(&output.stderr).into_owned();
+        assert_eq!(said.contains("CacheDamaged"), damaged, "{said}");
+    }
+}
+
+#[test]
+fn devices_say_why_they_are_not_used() {
+    let scratch = tempfile::tempdir().expect("a directory");
+    let listed = succeed(bare(scratch.path(), &["devices", "--json"]));
+    let listed: Value = serde_json::from_str(&listed).expect("JSON");
+    let devices = listed["devices"].as_array().expect("a list");
+    assert_eq!(devices[0]["backend"], "cpu");
+    assert_eq!(devices[0]["available"], true);
+    for device in &devices[1..] {
+        assert_eq!(device["available"], false, "{device}");
+        assert_eq!(device["reason"], "NotPresent", "{device}");
+    }
+    assert_eq!(
+        listed["auto"].as_array().and_then(|all| all.last()),
+        Some(&"cpu".into())
+    );
+}
+
+fn tiny(directory: &Path, architecture: &'static str) -> String {
+    let tiny = Tiny {
+        tensor_type: ondine_kernels::TensorType::Q8_0,
+        ..Tiny::new(architecture, 3)
+    };
+    let path = directory.join(format!("{architecture}.gguf"));
+    std::fs::write(&path, tiny.gguf()).expect("written");
+    path.display().to_string()
+}
