@@ -22,8 +22,10 @@ const FAULTS: [(&str, &str); 6] = [
     ("hang", "Timeout"),
 ];
 
-/// What a step may take, in milliseconds. Many times what it does take here.
-const DEADLINE: u64 = 600;
+/// What a step may take where one hangs, and elsewhere, in milliseconds: a hundred times what it does take, so that a busy
+/// machine changes nothing.
+const DEADLINE: u64 = 2_000;
+const NO_DEADLINE: u64 = 60_000;
 
 /// How long a hang lasts: longer than the whole command may take.
 const HANG: u64 = 120_000;
@@ -43,7 +45,6 @@ fn a_fault_at_any_token_does_not_change_the_answer() {
         prompt: &["a", "--raw"],
         profile: "rk3588",
         context: "128",
-        deadline: DEADLINE,
     };
     // Every token for the first fault, the others' in between, so that each place has a fault of several kinds.
     let expected = device.answer(None);
@@ -71,7 +72,6 @@ fn a_real_answer_goes_on_after_a_fault() {
         prompt: &["What is gravity?"],
         profile: "rk3588",
         context: "128",
-        deadline: 60_000,
     };
     let expected = device.answer(None);
     device.check(&expected, "device-lost", "DeviceLost", 5);
@@ -83,8 +83,6 @@ struct Device<'a> {
     prompt: &'a [&'a str],
     profile: &'a str,
     context: &'a str,
-    /// Of a step, in milliseconds.
-    deadline: u64,
 }
 
 impl Device<'_> {
@@ -99,10 +97,11 @@ impl Device<'_> {
             [_, "--raw"] => TOKENS,
             _ => 8,
         };
-        let (tokens, deadline) = (
-            tokens.to_string(),
-            (self.deadline as f64 / 1000.0).to_string(),
-        );
+        let deadline = match fault {
+            Some(("hang", _)) => DEADLINE,
+            _ => NO_DEADLINE,
+        };
+        let (tokens, deadline) = (tokens.to_string(), (deadline / 1000).to_string());
         let mut arguments = vec!["run", "-m", self.model];
         arguments.extend(self.prompt);
         arguments.extend([

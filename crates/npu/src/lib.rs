@@ -11,6 +11,7 @@
 //! | [`sim`] | a backend that executes the tiles in the device's precisions |
 #![deny(unsafe_code)]
 
+mod agreement;
 mod cache;
 pub mod choose;
 pub mod export;
@@ -23,3 +24,5 @@ pub mod plan;
 pub mod profile;
 pub mod program;
 pub mod sim;
+
+pub use agreement::agreement;

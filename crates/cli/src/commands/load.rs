@@ -4,7 +4,6 @@ use crate::error::CliError;
 use crate::output::Output;
 use crate::progress::TerminalProgress;
 use ondine_hub::{Hub, Settings};
-use ondine_kernels::{Isa, IsaError};
 use ondine_runtime::Limits;
 use ondine_runtime::backend::cpu::CpuBackend;
 use ondine_runtime::backend::{
@@ -236,6 +235,7 @@ impl LoadArgs {
     }
 
     /// Loads the model a second time as a reference: on the backend or with the instruction set called `name`.
+    #[cfg(feature = "npu")]
     pub fn load_against(
         &self,
         name: &str,
@@ -243,17 +243,13 @@ impl LoadArgs {
         options: &LoadOptions,
         output: &Output,
     ) -> Result<Box<dyn Decoder>, CliError> {
-        let failed = |error: &dyn std::fmt::Display| CliError::Failed(error.to_string());
-        match Isa::from_name(name) {
-            Ok(isa) => {
-                let backend = CpuBackend::with_isa(isa);
-                return model
-                    .load(&backend, options)
-                    .map_err(|error| failed(&error));
-            }
-            Err(error @ IsaError::Unavailable(_)) => return Err(failed(&error)),
-            // Not the name of an instruction set.
-            Err(_) => (),
+        if is_isa(name) {
+            let failed = |error: &dyn std::fmt::Display| CliError::Failed(error.to_string());
+            let isa = ondine_kernels::Isa::from_name(name).map_err(|error| failed(&error))?;
+            let backend = CpuBackend::with_isa(isa);
+            return model
+                .load(&backend, options)
+                .map_err(|error| failed(&error));
         }
         let arguments = LoadArgs {
             backends: vec![name.to_owned()],
@@ -360,6 +356,13 @@ impl LoadArgs {
             cache: self.accelerator.backend_cache.clone(),
         }
     }
+}
+
+/// Whether `name` is that of an instruction set, of this machine or not.
+#[cfg(feature = "npu")]
+pub fn is_isa(name: &str) -> bool {
+    let found = ondine_kernels::Isa::from_name(name);
+    !matches!(found, Err(ondine_kernels::IsaError::Unknown(_)))
 }
 
 fn cpu() -> Result<Arc<dyn Backend>, CliError> {

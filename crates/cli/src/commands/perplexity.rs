@@ -1,15 +1,15 @@
 //! `ondine perplexity`: how well a model predicts a text.
 
-use super::load::{LoadArgs, ModelArgs, step_downs_json, streaming_json};
+use super::load::{LoadArgs, ModelArgs, streaming_json};
 use crate::error::CliError;
 use crate::interrupt;
 use crate::output::Output;
 use crate::progress::Bar;
-use ondine_kernels::{Isa, IsaError};
+use ondine_kernels::Isa;
 use ondine_runtime::Model;
 use ondine_runtime::backend::Decoder;
 use ondine_runtime::backend::cpu::CpuBackend;
-use ondine_runtime::fidelity::{Agreement, agreement, fidelity};
+use ondine_runtime::fidelity::{Agreement, fidelity};
 use ondine_runtime::perplexity::perplexity;
 use ondine_runtime::tokenizer::EncodeOptions;
 use serde_json::json;
@@ -96,8 +96,8 @@ pub fn run(args: &Args, output: &mut Output) -> Result<(), CliError> {
             window,
             begin,
         };
-        if args.load.backends != ["cpu"] || matches!(Isa::from_name(isa), Err(IsaError::Unknown(_)))
-        {
+        #[cfg(feature = "npu")]
+        if args.load.backends != ["cpu"] || !super::load::is_isa(isa) {
             let reference = args.load.load_against(isa, &model, &options, output)?;
             return compare_backends(args, decoder.as_mut(), reference, &compared, output);
         }
@@ -233,6 +233,7 @@ fn compare(
 }
 
 /// Compares a decoder on any backend with a reference on another.
+#[cfg(feature = "npu")]
 fn compare_backends(
     args: &Args,
     decoder: &mut dyn Decoder,
@@ -241,7 +242,7 @@ fn compare_backends(
     output: &mut Output,
 ) -> Result<(), CliError> {
     let bar = Bar::new(output, "positions");
-    let result = agreement(
+    let result = ondine_npu::agreement(
         decoder,
         reference.as_mut(),
         &compared.tokens,
@@ -275,7 +276,7 @@ fn compare_backends(
                 "mean_kl": mean_kl,
                 "largest_kl": found.largest_divergence,
             },
-            "step_downs": step_downs_json(decoder.step_downs()),
+            "step_downs": super::load::step_downs_json(decoder.step_downs()),
             "simulations": simulations,
         }));
     }
