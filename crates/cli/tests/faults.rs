@@ -108,6 +108,8 @@ impl Device<'_> {
             "-n",
             &tokens,
             "--ignore-eos",
+            // With guessed tokens there are fewer steps than tokens.
+            "--no-speculation",
             "--temp",
             "0",
             "--ctx",

@@ -108,6 +108,7 @@ impl OnnxBackend {
 
     fn with_provider(&self, builder: SessionBuilder) -> Result<SessionBuilder, Unavailable> {
         let refused = |error: String| match error.contains("not enabled in this build")
+            || error.contains("not supported in this build")
             || error.contains("symbol")
             || error.contains("Failed to load")
         {
