@@ -15,7 +15,7 @@ use support::{ondine, real_model};
 const TOKENS: usize = 512;
 
 /// Share of tokens for which both sides choose the same next one. Two engines that round activations to 8 bits, each in
-/// its own way, agree on 97 to 98 of 100; on another processor a few tokens go the other way.
+/// its own way, agree on about 97 of 100; on another processor a few tokens go the other way.
 const AGREEMENT: f64 = 0.96;
 
 /// Mean Kullback-Leibler divergence of the next token's distribution, in nats.
