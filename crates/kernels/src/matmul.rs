@@ -5,13 +5,13 @@ use std::ops::Range;
 
 use crate::activations::{Scaling, TILE, TokenTile};
 use crate::arch::lanes::{Kernel, LANES, Lanes, dispatch};
-use crate::arch::product::{Group, Sums, float_tile, quantised_tile};
+use crate::arch::product::{Group, ScreenGroup, Sums, float_tile, quantised_tile, screen_tile};
 use crate::arch::tiles::{DisjointTiles, Tile};
 use crate::ops::{self, Activation};
 use crate::packed::Line;
 use crate::packed::layout::{BLOCK, GROUP};
 use crate::schedule::{Reads, run_in_streams, run_reading};
-use crate::{Activations, Isa, PackedMatrix, ThreadPool};
+use crate::{Activations, Isa, PackedForm, PackedMatrix, ThreadPool};
 
 /// Multiply-accumulates of a piece of work with many tokens: some 50 µs.
 const CHUNK_MACS: usize = 8 << 20;
@@ -266,6 +266,22 @@ pub(crate) fn product(
     tokens: TokenTile,
     sums: &mut Sums,
 ) {
+    /// Tokens up to which both halves are multiplied as they lie; joining them costs more.
+    const FEW: usize = 4;
+    if w.form() == PackedForm::Split && tokens.width <= FEW {
+        return WHOLE.with_borrow_mut(|whole| {
+            whole.resize(w.cols() / BLOCK, true);
+            let (high, low) = w.group_parts(group);
+            let panel = x.panel(Scaling::Blocks, tokens);
+            screen_tile(
+                isa,
+                ScreenGroup { high, low, whole },
+                panel,
+                tokens.width,
+                sums,
+            );
+        });
+    }
     JOINED.with_borrow_mut(|buffer| {
         let bytes = w.group(isa, group, buffer);
         group_product(isa, w, x, bytes, tokens, sums);
@@ -273,6 +289,8 @@ pub(crate) fn product(
 }
 
 thread_local! {
+    /// As many blocks as a row has, all of them to be multiplied with all their bits.
+    static WHOLE: RefCell<Vec<bool>> = const { RefCell::new(Vec::new()) };
     /// A group of a split matrix in the interleaved form.
     static JOINED: RefCell<Vec<Line>> = const { RefCell::new(Vec::new()) };
 }

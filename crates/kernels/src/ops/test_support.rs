@@ -4,8 +4,9 @@ use crate::Isa;
 
 /// The instruction sets that this machine can run.
 pub fn each_isa() -> Vec<Isa> {
-    [Isa::Scalar, Isa::Avx2, Isa::Avx512]
-        .into_iter()
+    Isa::ALL
+        .iter()
+        .copied()
         .filter(|isa| isa.is_available())
         .collect()
 }

@@ -471,7 +471,7 @@ mod tests {
                 .map(|_| sampler.sample(&mut logits.clone(), None).unwrap().token)
                 .collect()
         };
-        for isa in [Isa::Scalar, Isa::Avx2, Isa::Avx512] {
+        for &isa in Isa::ALL {
             if isa.is_available() {
                 assert_eq!(draw(7, isa, 40), PINNED_TOP_40);
                 assert_eq!(draw(7, isa, 0), PINNED_ALL);

@@ -24,6 +24,8 @@ mod avx2;
 #[cfg(target_arch = "x86_64")]
 mod avx512;
 mod floats;
+#[cfg(target_arch = "aarch64")]
+mod neon;
 mod quantize;
 mod scalar;
 mod split;
@@ -74,6 +76,12 @@ pub(crate) fn quantised_tile(
             }
         }
     }
+    #[cfg(target_arch = "aarch64")]
+    if isa == Isa::Neon
+        && let Some(neon) = neon::Neon::detect()
+    {
+        return scalar::tile(neon, group, panel, width, sums);
+    }
     let _ = isa;
-    scalar::tile(group, panel, width, sums);
+    scalar::tile(scalar::Portable, group, panel, width, sums);
 }

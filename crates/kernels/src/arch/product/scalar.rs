@@ -2,13 +2,30 @@
 
 use super::{Group, Sums};
 use crate::activations::{TILE, WORDS};
-use crate::packed::layout::{GROUP, SPAN, spec};
+use crate::packed::layout::{GROUP, SPAN, VECTOR, spec};
 use crate::packed::unpack::UnpackedBlock;
 
+/// How the sums of products of codes with inputs are computed; they are exact, so that any way gives the same.
+pub(super) trait Dots: Copy {
+    /// `Σ code * a` of each row of a block over the first and the last 16 columns; `codes` as
+    /// [`UnpackedBlock::codes`], `input` four signed bytes a word.
+    fn dots(self, codes: &[u8; 8 * VECTOR], input: &[i32; 8]) -> [[i32; GROUP]; 2];
+}
+
+/// In portable code.
+#[derive(Clone, Copy)]
+pub(super) struct Portable;
+
 /// Products of `group` with the `width` tokens of `panel`.
-pub(super) fn tile(group: Group<'_>, panel: &[i32], width: usize, sums: &mut Sums) {
+pub(super) fn tile<D: Dots>(
+    way: D,
+    group: Group<'_>,
+    panel: &[i32],
+    width: usize,
+    sums: &mut Sums,
+) {
     if spec(group.ty).by_spans() {
-        return span_tile(group, panel, width, sums);
+        return span_tile(way, group, panel, width, sums);
     }
     let spec = spec(group.ty);
     let sums = &mut sums.0[..width];
@@ -26,7 +43,7 @@ pub(super) fn tile(group: Group<'_>, panel: &[i32], width: usize, sums: &mut Sum
                 let scale = f32::from_bits(input[8 * width + token] as u32);
                 let factor = f32::from_bits(input[11 * width + token] as u32);
                 let total = input[9 * width + token];
-                let mut dots = dots(&unpacked, &input[8 * token..][..8]);
+                let mut dots = way.dots(&unpacked.codes, codes(input, token));
                 let start = spec.zero_shift.map_or(0, |shift| total << shift);
                 dots[0].iter_mut().for_each(|dot| *dot += start);
                 for (lane, sum) in sums.iter_mut().enumerate() {
@@ -42,7 +59,7 @@ pub(super) fn tile(group: Group<'_>, panel: &[i32], width: usize, sums: &mut Sum
 }
 
 /// [`tile`] of formats with a common factor for 256 columns.
-fn span_tile(group: Group<'_>, panel: &[i32], width: usize, sums: &mut Sums) {
+fn span_tile<D: Dots>(way: D, group: Group<'_>, panel: &[i32], width: usize, sums: &mut Sums) {
     let spec = spec(group.ty);
     let sums = &mut sums.0[..width];
     sums.fill([0.0; GROUP]);
@@ -56,7 +73,7 @@ fn span_tile(group: Group<'_>, panel: &[i32], width: usize, sums: &mut Sums) {
             let [scales, lows] = &unpacked.multiples;
             for token in 0..width {
                 let halves = [input[9 * width + token], input[10 * width + token]];
-                let mut dots = dots(&unpacked, &input[8 * token..][..8]);
+                let mut dots = way.dots(&unpacked.codes, codes(input, token));
                 for (dots, half) in dots.iter_mut().zip(halves) {
                     let start = spec.zero_shift.map_or(0, |shift| half << shift);
                     dots.iter_mut().for_each(|dot| *dot += start);
@@ -91,17 +108,25 @@ fn span_tile(group: Group<'_>, panel: &[i32], width: usize, sums: &mut Sums) {
     }
 }
 
-/// `Σ code * a` of each row over the first and the last 16 columns.
-fn dots(block: &UnpackedBlock, input: &[i32]) -> [[i32; GROUP]; 2] {
-    let mut dots = [[0; GROUP]; 2];
-    for (j, (codes, word)) in block.codes.chunks_exact(64).zip(input).enumerate() {
-        let a = word.to_le_bytes().map(|byte| i32::from(byte as i8));
-        for (codes, dot) in codes.chunks_exact(4).zip(&mut dots[j / 4]) {
-            *dot += i32::from(codes[0]) * a[0]
-                + i32::from(codes[1]) * a[1]
-                + i32::from(codes[2]) * a[2]
-                + i32::from(codes[3]) * a[3];
+/// The words of a token.
+#[inline(always)]
+fn codes(input: &[i32], token: usize) -> &[i32; 8] {
+    input[8 * token..].first_chunk().expect("words of a token")
+}
+
+impl Dots for Portable {
+    #[inline(always)]
+    fn dots(self, codes: &[u8; 8 * VECTOR], input: &[i32; 8]) -> [[i32; GROUP]; 2] {
+        let mut dots = [[0; GROUP]; 2];
+        for (j, (codes, word)) in codes.chunks_exact(VECTOR).zip(input).enumerate() {
+            let a = word.to_le_bytes().map(|byte| i32::from(byte as i8));
+            for (codes, dot) in codes.chunks_exact(4).zip(&mut dots[j / 4]) {
+                *dot += i32::from(codes[0]) * a[0]
+                    + i32::from(codes[1]) * a[1]
+                    + i32::from(codes[2]) * a[2]
+                    + i32::from(codes[3]) * a[3];
+            }
         }
+        dots
     }
-    dots
 }
