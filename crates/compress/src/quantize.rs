@@ -302,6 +302,9 @@ pub(crate) struct How<'a> {
     pub(crate) factor: Option<&'a Factor>,
 }
 
+/// Gets blocks, and how many bytes of the tensor were read so far.
+pub(crate) type Take<'a> = &'a mut dyn FnMut(&[u8], u64) -> Result<(), CompressError>;
+
 /// Threads that quantise.
 pub(crate) struct Worker {
     pub(crate) pool: ThreadPool,
@@ -321,7 +324,7 @@ impl Worker {
         tensor: &TensorInfo,
         ty: TensorType,
         how: &How<'_>,
-        take: &mut dyn FnMut(&[u8], u64) -> Result<(), CompressError>,
+        take: Take<'_>,
     ) -> Result<(), CompressError> {
         let (columns, rows) = (tensor.columns() as usize, tensor.rows() as usize);
         let row_bytes = row_bytes(tensor)?;
