@@ -249,7 +249,7 @@ macro_rules! four_tokens {
         )
     }};
 }
-pub(self) use four_tokens;
+use four_tokens;
 
 /// Adds the products of a block with four tokens, where the format has a zero point.
 #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512vnni")]
