@@ -397,11 +397,25 @@ impl<T: Transport> Egress<T> {
     /// # Errors
     /// [`Kept`] if the last scan finds something or fails; nothing was sent.
     pub fn send(&mut self, request: &CloudRequest) -> Result<T::Answer, Kept> {
-        let findings = self.gate.scan(&request.body)?;
+        self.gate.send(request, &mut self.transport)
+    }
+}
+
+impl Gate {
+    /// Sends a request through `transport` if the bytes hold nothing that may not leave.
+    ///
+    /// # Errors
+    /// [`Kept`] if the last scan finds something or fails; nothing was sent.
+    pub fn send<T: Transport>(
+        &self,
+        request: &CloudRequest,
+        transport: &mut T,
+    ) -> Result<T::Answer, Kept> {
+        let findings = self.scan(&request.body)?;
         let held: BTreeSet<DataClass> = findings
             .iter()
             .map(|finding| finding.entity.class())
-            .filter(|class| self.gate.policy.rule_at(*class, &request.provider) != Rule::Allow)
+            .filter(|class| self.policy.rule_at(*class, &request.provider) != Rule::Allow)
             .collect();
         if !held.is_empty() {
             return Err(Kept::Rescan(held));
@@ -410,6 +424,6 @@ impl<T: Transport> Egress<T> {
             bytes: request.body.as_bytes(),
             provider: &request.provider,
         };
-        Ok(self.transport.send(cleared))
+        Ok(transport.send(cleared))
     }
 }

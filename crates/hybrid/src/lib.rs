@@ -2,6 +2,7 @@
 //! unseen, and the router that chooses a place.
 #![forbid(unsafe_code)]
 
+pub mod cloud;
 pub mod egress;
 pub mod pii;
 pub mod policy;

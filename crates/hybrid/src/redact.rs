@@ -38,9 +38,9 @@ impl RestoreMap {
     }
 
     /// As [`RestoreMap::restore`] for text that arrives in pieces.
-    pub fn restorer(&self) -> Restorer<'_> {
+    pub fn restorer(&self) -> Restorer {
         Restorer {
-            map: self,
+            map: self.clone(),
             held: String::new(),
         }
     }
@@ -80,12 +80,12 @@ impl RestoreMap {
 
 /// Restores text that arrives in pieces: holds back what could be the beginning of a placeholder.
 #[derive(Debug)]
-pub struct Restorer<'a> {
-    map: &'a RestoreMap,
+pub struct Restorer {
+    map: RestoreMap,
     held: String,
 }
 
-impl Restorer<'_> {
+impl Restorer {
     /// The longest placeholder, in bytes; a bracket that stays open longer is text.
     const LONGEST: usize = 96;
 

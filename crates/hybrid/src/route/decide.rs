@@ -165,7 +165,7 @@ pub struct TaskReceipt {
     pub label: Label,
     /// Length of the prompt, in tokens.
     pub prompt_tokens: u32,
-    /// Expected length of the answer, in tokens: the median and the 90th percentile.
+    /// Expected length of the answer, in tokens: the median and the 99th percentile.
     pub answer_tokens: [u32; 2],
     /// Time for the whole answer, in milliseconds.
     pub deadline_ms: Option<u64>,
@@ -178,7 +178,7 @@ pub struct TaskReceipt {
 pub struct CandidateReceipt {
     /// Its name.
     pub name: String,
-    /// Time of a long answer (90th percentile of length), in milliseconds.
+    /// Time of a long answer (99th percentile of length), in milliseconds.
     pub latency_ms: f32,
     /// Price of a typical answer.
     pub cost: f64,
@@ -221,7 +221,7 @@ impl Router {
         candidates: &[Candidate],
         conditions: &Conditions,
     ) -> Receipt {
-        let tokens = [0.5, 0.9].map(|q| self.lengths.quantile(task.class, q));
+        let tokens = [0.5, 0.99].map(|q| self.lengths.quantile(task.class, q));
         let deadline = task.deadline_ms.or(self.policy.budgets.deadline_ms);
         let target = self.policy.quality_target();
         let qualities = self.capability.qualities(task.prompt);

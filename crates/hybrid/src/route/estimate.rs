@@ -23,6 +23,16 @@ impl MovingQuantile {
         }
     }
 
+    /// How many measurements are remembered.
+    pub fn len(&self) -> usize {
+        self.recent.len()
+    }
+
+    /// True before the first measurement.
+    pub fn is_empty(&self) -> bool {
+        self.recent.is_empty()
+    }
+
     /// The value that a share `q` (0 to 1) of the measurements does not exceed; `None` without measurements.
     pub fn quantile(&self, q: f32) -> Option<f32> {
         let mut sorted: Vec<f32> = self.recent.iter().copied().collect();
