@@ -108,7 +108,7 @@ fn closing_brings_json_to_its_end() {
         "left": {"anyOf": [{"$ref": "#/$defs/node"}, {"type": "null"}]}, "right": {"$ref": "#/$defs/either"}},
         "required": ["v", "left", "right"], "additionalProperties": false},
         "either": {"anyOf": [{"$ref": "#/$defs/node"}, {"type": "null"}]}}}"##;
-    let pattern = r#"{"type": "string", "pattern": "^[\]}a]{20,40}(b|c]})$"}"#;
+    let pattern = r#"{"type": "string", "pattern": "^[\\]}a]{20,40}(b|c]})$"}"#;
     for spec in [PERSON, deep, tree, pattern, "{}", r#"{"type": "string"}"#] {
         let spec = ConstraintSpec::JsonSchema(spec.into());
         for seed in 0..20 {
