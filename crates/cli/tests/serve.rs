@@ -50,7 +50,7 @@ fn the_official_clients_run_their_features() {
     };
     let Some(python) = python() else { return };
     let server = Served::start(&["-m", &model.display().to_string()]);
-    for client in ["openai_client", "ollama_client"] {
+    for client in ["openai_client", "ollama_client", "langchain_client"] {
         let script = here("clients").join(format!("{client}.py"));
         let output = Command::new(&python)
             .arg(script)

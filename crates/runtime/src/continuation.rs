@@ -70,11 +70,15 @@ impl Continuation {
     /// The last piece, when the answer is at its end without another token: as long as allowed, or all that the constraint
     /// allows. To be asked before scores are computed.
     pub fn finish_early(&mut self) -> Option<Piece> {
-        let is_whole = |constraint: &Constraint| constraint.must_stop();
-        if self.max_tokens == Some(self.stats.generated_tokens) {
-            Some(self.end(StopReason::Length, None))
-        } else if self.constraint.as_ref().is_some_and(is_whole) {
+        let is_last = self.max_tokens == Some(self.stats.generated_tokens);
+        // A text that conforms is whole even where it may not become longer.
+        let is_whole = |constraint: &mut Constraint| {
+            constraint.must_stop() || is_last && constraint.is_complete()
+        };
+        if self.constraint.as_mut().is_some_and(is_whole) {
             Some(self.end(StopReason::Complete, None))
+        } else if is_last {
+            Some(self.end(StopReason::Length, None))
         } else {
             None
         }
@@ -102,8 +106,7 @@ impl Continuation {
     pub fn choose(&mut self, logits: &mut [f32]) -> Result<Piece, GenerateError> {
         let left = self.tokens_left();
         let mask = match &mut self.constraint {
-            Some(constraint) if left <= self.wind_down => Some(constraint.closing_mask()?),
-            Some(constraint) => Some(constraint.mask()?),
+            Some(constraint) => Some(constraint.mask_within(left, self.wind_down)?),
             None => None,
         };
         let sampled = self.sampler.sample(logits, mask)?;

@@ -21,10 +21,10 @@ use crate::tools::{Part, Splitter, Tool, ToolChoice, ToolStyle};
 pub(crate) const MOST_CHOICES: usize = 64;
 
 /// Tokens of a constrained answer at most where the request does not say: small models do not always find an end.
-const CONSTRAINED_TOKENS: usize = 2048;
+const CONSTRAINED_TOKENS: usize = 512;
 
-/// The last tokens of a constrained answer are spent on bringing it to a valid end.
-const WIND_DOWN: usize = 256;
+/// Within the last tokens of a constrained answer, what is open is closed as soon as the grammar allows; at most a quarter of it.
+const WIND_DOWN: usize = 192;
 
 /// A checked request.
 pub(crate) struct Ask {
@@ -135,7 +135,8 @@ impl Ask {
                 };
                 let options = GenerateOptions {
                     max_tokens,
-                    wind_down: WIND_DOWN,
+                    // A short answer needs its room for what it has to say.
+                    wind_down: WIND_DOWN.min(max_tokens.unwrap_or(usize::MAX) / 4),
                     sampling,
                     stop: self.stop.clone(),
                     constraint,

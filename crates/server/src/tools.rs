@@ -5,7 +5,7 @@
 //! are described in the system message and calls have the form of Hermes: `<tool_call>{"name": …, "arguments": …}</tool_call>`.
 
 use ondine_runtime::chat_template::{ChatRequest, ChatTemplate, Message, ToolCall};
-use ondine_runtime::constraint::ConstraintSpec;
+use ondine_runtime::constraint::{ConstraintSpec, bound_recursion};
 use serde_json::{Value, json};
 
 use crate::error::ApiError;
@@ -245,7 +245,7 @@ impl ToolStyle {
         if allowed.is_empty() {
             return None;
         }
-        let call = json!({"anyOf": allowed.iter().enumerate().map(|(index, tool)| {
+        let mut call = json!({"anyOf": allowed.iter().enumerate().map(|(index, tool)| {
             let mut parameters = tool.parameters.clone();
             rebase(&mut parameters, &format!("#/anyOf/{index}/properties/{}/", self.arguments));
             json!({"type": "object", "properties": {"name": {"const": tool.name}, self.arguments: parameters},
@@ -253,6 +253,7 @@ impl ToolStyle {
         }).collect::<Vec<_>>(),
             // As Python writes it, which models have seen most; free space is where small ones get lost.
             "x-guidance": {"whitespace_flexible": false, "item_separator": ", ", "key_separator": ": "}});
+        bound_recursion(&mut call);
         let (open, close) = (json!(self.open), json!(self.close));
         let written = match (self.open.is_empty(), self.close.is_empty()) {
             (true, _) => "call".to_owned(),

@@ -1,12 +1,14 @@
 //! Constraints by llguidance's grammar engine.
 
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 
 use llguidance::api::{ParserLimits, TopLevelGrammar};
 use llguidance::toktrie::{ApproximateTokEnv, InferenceCapabilities, TokEnv, TokRxInfo, TokTrie};
 use llguidance::{Matcher, ParserFactory};
 use serde_json::{Value as Json, json};
 
+use super::recursion::bound_recursion;
+use super::shortest::{Follower, Shortest};
 use super::{ConstraintError, ConstraintSpec};
 use crate::sample::TokenMask;
 use crate::tokenizer::Tokenizer;
@@ -23,18 +25,47 @@ const STACK: usize = 64 << 20;
 /// Marks the bytes of a control token, which no text can contain.
 const CONTROL_MARK: u8 = 0xff;
 
+/// Bytes of the end of a text at most that are looked for.
+const MAX_END: usize = 16 << 10;
+
 /// Space between the parts of JSON: unlimited space is where small models get lost.
 const JSON_SPACE: &str = r"[\x20\x0A\x0D\x09]{1,32}";
+
+/// Compiled grammars that are kept.
+const KEPT: usize = 32;
+
+/// Tokens between the shortest end and the last moment to take it.
+const SLACK: usize = 8;
 
 /// Makes constraints for one model. Building it reads the whole vocabulary; share it.
 pub struct ConstraintFactory {
     parsers: ParserFactory,
     vocabulary: Arc<Vocabulary>,
+    shortest: Arc<Shortest>,
+    /// What was compiled last, the newest at the end.
+    kept: Mutex<Vec<(ConstraintSpec, Compiled)>>,
+}
+
+/// A grammar that was read.
+struct Compiled {
+    grammar: Arc<TopLevelGrammar>,
+    matcher: Matcher,
+}
+
+impl Clone for Compiled {
+    /// What one text's matcher learns costs memory; the others do not keep it.
+    fn clone(&self) -> Self {
+        Compiled {
+            grammar: self.grammar.clone(),
+            matcher: self.matcher.deep_clone(),
+        }
+    }
 }
 
 /// What a mask needs to know of the tokens.
 struct Vocabulary {
     tokens: usize,
+    trie: TokEnv,
     end_of_generation: Vec<u32>,
     /// Control tokens, which have no place in a text.
     special: Vec<u32>,
@@ -49,8 +80,8 @@ struct Closing {
     quotes: TokenMask,
     /// A comma, a colon.
     separators: TokenMask,
-    /// Tokens of one byte.
-    bytes: TokenMask,
+    /// What opens no bracket and is more than space.
+    plain: TokenMask,
     /// A letter that only strings have: `true`, `false`, `null` and numbers do without.
     letter: Option<u32>,
 }
@@ -84,7 +115,10 @@ impl ConstraintFactory {
                 end_of_generation,
                 special: (0..tokens).filter(|&id| tokenizer.is_special(id)).collect(),
                 closing: closing(tokenizer),
+                trie: environment,
             }),
+            shortest: Arc::new(Shortest::new(limits()).map_err(|what| refuse(one_line(&what)))?),
+            kept: Mutex::default(),
         })
     }
 
@@ -93,9 +127,37 @@ impl ConstraintFactory {
     /// # Errors
     /// When the schema, expression or grammar is invalid, not supported or too large.
     pub fn build(&self, spec: &ConstraintSpec) -> Result<Constraint, ConstraintError> {
-        let (kind, grammar) = match spec {
-            ConstraintSpec::JsonSchema(text) => ("JSON schema", json_grammar(text)),
-            ConstraintSpec::AnyJson => ("JSON schema", json_grammar("{}")),
+        let compiled = match self.recall(spec) {
+            Some(compiled) => compiled,
+            None => self.compile(spec)?,
+        };
+        Ok(Constraint {
+            matcher: compiled.matcher,
+            mask: TokenMask::none(self.vocabulary.tokens),
+            vocabulary: self.vocabulary.clone(),
+            end: End {
+                grammar: compiled.grammar,
+                shortest: self.shortest.clone(),
+                follower: None,
+                unread: Vec::new(),
+                has_opened: false,
+                needed: 0,
+                check_at: None,
+                rest: None,
+            },
+        })
+    }
+
+    fn recall(&self, spec: &ConstraintSpec) -> Option<Compiled> {
+        let kept = self.kept.lock().ok()?;
+        let found = kept.iter().find(|(other, _)| other == spec);
+        found.map(|(_, compiled)| compiled.clone())
+    }
+
+    fn compile(&self, spec: &ConstraintSpec) -> Result<Compiled, ConstraintError> {
+        let (kind, grammars) = match spec {
+            ConstraintSpec::JsonSchema(text) => ("JSON schema", json_grammars(text)),
+            ConstraintSpec::AnyJson => ("JSON schema", json_grammars("{}")),
             ConstraintSpec::Regex(text) => ("regular expression", regex_grammar(text)),
             ConstraintSpec::Lark(text) => ("grammar", lark_grammar(text)),
         };
@@ -103,33 +165,46 @@ impl ConstraintFactory {
             kind,
             what: one_line(what),
         };
-        let grammar = grammar.map_err(|what| invalid(&what))?;
-        let matcher = self.read(grammar).map_err(|what| invalid(&what))?;
-        Ok(Constraint {
-            matcher,
-            mask: TokenMask::none(self.vocabulary.tokens),
-            untried: None,
-            vocabulary: self.vocabulary.clone(),
-        })
+        let mut result = Err(invalid("it is empty"));
+        for grammar in grammars.map_err(|what| invalid(&what))? {
+            let matcher = self.read(grammar.clone()).map_err(|what| invalid(&what));
+            result = matcher.map(|matcher| Compiled {
+                grammar: Arc::new(grammar),
+                matcher,
+            });
+            if result.is_ok() {
+                break;
+            }
+        }
+        let compiled = result?;
+        if let Ok(mut kept) = self.kept.lock() {
+            if kept.len() == KEPT {
+                kept.remove(0);
+            }
+            kept.push((spec.clone(), compiled.clone()));
+        }
+        Ok(compiled)
     }
-}
 
-impl ConstraintFactory {
     /// Reads the grammar in a thread of its own: hostile grammars need much stack, and bring the engine to panic.
     fn read(&self, grammar: TopLevelGrammar) -> Result<Matcher, String> {
-        let build = || Matcher::new(self.parsers.create_parser(grammar));
-        let matcher = std::thread::scope(|scope| {
-            let builder = std::thread::Builder::new().stack_size(STACK);
-            let thread = builder.spawn_scoped(scope, build);
-            let thread = thread.map_err(|error| format!("no thread to read it: {error}"))?;
-            let matcher = thread.join();
-            matcher.map_err(|_| "the grammar engine gave up on it".to_owned())
-        })?;
+        let matcher = with_stack(|| Matcher::new(self.parsers.create_parser(grammar)))?;
         match matcher.get_error() {
             Some(error) => Err(error),
             None => Ok(matcher),
         }
     }
+}
+
+fn with_stack<T: Send>(work: impl FnOnce() -> T + Send) -> Result<T, String> {
+    std::thread::scope(|scope| {
+        let builder = std::thread::Builder::new().stack_size(STACK);
+        let thread = builder.spawn_scoped(scope, work);
+        let thread = thread.map_err(|error| format!("no thread to read it: {error}"))?;
+        thread
+            .join()
+            .map_err(|_| "the grammar engine gave up on it".to_owned())
+    })
 }
 
 impl std::fmt::Debug for ConstraintFactory {
@@ -144,9 +219,25 @@ impl std::fmt::Debug for ConstraintFactory {
 pub struct Constraint {
     matcher: Matcher,
     mask: TokenMask,
-    /// Tokens of one byte that were not chosen since the text is being closed; none before.
-    untried: Option<TokenMask>,
     vocabulary: Arc<Vocabulary>,
+    end: End,
+}
+
+/// How the text comes to its end in time.
+struct End {
+    grammar: Arc<TopLevelGrammar>,
+    shortest: Arc<Shortest>,
+    /// Made when it is first needed; most texts end long before.
+    follower: Option<Follower>,
+    /// What the follower has not read yet.
+    unread: Vec<u8>,
+    /// Whether a bracket was opened since then, and what the shortest end needed.
+    has_opened: bool,
+    needed: usize,
+    /// Tokens left at which the shortest end is looked for again.
+    check_at: Option<usize>,
+    /// What must still be written, once there is no other way.
+    rest: Option<Vec<u8>>,
 }
 
 impl Constraint {
@@ -181,6 +272,73 @@ impl Constraint {
         Ok(&self.mask)
     }
 
+    /// The tokens that may come next where only `left` more are allowed: all of [`Constraint::mask`], then those of
+    /// [`Constraint::closing_mask`] within the last `wind_down`, and at the last moment those of the shortest valid end.
+    ///
+    /// # Errors
+    /// As [`Constraint::mask`].
+    pub fn mask_within(
+        &mut self,
+        left: usize,
+        wind_down: usize,
+    ) -> Result<&TokenMask, ConstraintError> {
+        let first_check = match left <= 2 * wind_down {
+            true => left,
+            false => left / 2,
+        };
+        let check_at = *self.end.check_at.get_or_insert(first_check);
+        // What was opened must be closed, so the end is further away than it was.
+        let has_opened = std::mem::take(&mut self.end.has_opened) && left <= 2 * self.end.needed;
+        if self.end.rest.is_none() && (left <= check_at || has_opened) {
+            self.look_for_end(left);
+        }
+        match &self.end.rest {
+            Some(rest) if !rest.is_empty() => {
+                let (token, _) = self.vocabulary.trie.tok_trie().prefix_token_id(rest);
+                self.mask()?;
+                let mut only = TokenMask::none(self.vocabulary.tokens);
+                only.allow(token);
+                self.mask.prefer(&only);
+                Ok(&self.mask)
+            }
+            None if left > wind_down => self.mask(),
+            _ => self.closing_mask(),
+        }
+    }
+
+    /// Decides whether the text must take its shortest end now, or when to look again.
+    fn look_for_end(&mut self, left: usize) {
+        let end = &mut self.end;
+        if end.follower.is_none() {
+            let grammar = (*end.grammar).clone();
+            let begun = with_stack(|| end.shortest.begin(grammar));
+            end.follower = begun.ok().map(Follower::new);
+        }
+        // Without a follower, `closing_mask` has to do.
+        let retry = left.saturating_sub(1 + left / 8);
+        end.check_at = Some(retry);
+        let Some(follower) = &mut end.follower else {
+            return;
+        };
+        let unread = std::mem::take(&mut end.unread);
+        if !follower.write(&unread) {
+            return;
+        }
+        let trie = self.vocabulary.trie.tok_trie();
+        let tokens = |bytes: &[u8]| trie.greedy_tokenize(bytes).len() + 1;
+        let longest = (8 * left).min(MAX_END);
+        let Some(rest) = follower.end(longest, |bytes| tokens(bytes) + SLACK < left) else {
+            return;
+        };
+        let needed = tokens(&rest) + SLACK;
+        end.needed = needed;
+        match left > needed {
+            // What is written until then may make the end longer.
+            true => end.check_at = Some(left - (left - needed).div_ceil(3)),
+            false => end.rest = Some(rest),
+        }
+    }
+
     /// The tokens that may come next and bring the text to its end soon: its end where it is complete, else what closes strings,
     /// lists and objects, else all of [`Constraint::mask`]. What a pattern or a least length asks for still comes.
     ///
@@ -199,17 +357,19 @@ impl Constraint {
         let is_in_string = closing
             .letter
             .is_some_and(|letter| self.mask.allows(letter));
-        let closes = match is_in_string {
-            true => self.mask.prefer(&closing.quotes),
-            false => [&closing.brackets, &closing.quotes, &closing.separators]
-                .into_iter()
-                .any(|step| self.mask.prefer(step)),
+        // Where nothing closes, as within a pattern, the model goes on, but opens nothing that need not be.
+        let steps = match is_in_string {
+            true => &[&closing.quotes][..],
+            false => &[
+                &closing.brackets,
+                &closing.quotes,
+                &closing.separators,
+                &closing.plain,
+            ],
         };
-        // Within a pattern: by what was not tried yet, so that no repetition goes on for ever.
-        if !closes {
-            let untried = self.untried.get_or_insert_with(|| closing.bytes.clone());
-            if !self.mask.prefer(untried) {
-                self.untried = None;
+        for step in steps {
+            if self.mask.prefer(step) {
+                break;
             }
         }
         Ok(&self.mask)
@@ -226,9 +386,13 @@ impl Constraint {
                 false => Err(failed("the text ended before it was complete")),
             };
         }
-        if let Some(untried) = &mut self.untried {
-            untried.forbid(token);
+        let bytes = self.vocabulary.trie.tok_trie().token(token);
+        match &mut self.end.rest {
+            Some(rest) if rest.starts_with(bytes) => drop(rest.drain(..bytes.len())),
+            _ => self.end.rest = None,
         }
+        self.end.unread.extend_from_slice(bytes);
+        self.end.has_opened |= bytes.iter().any(|byte| matches!(byte, b'[' | b'{'));
         let consumed = self.matcher.consume_token(token);
         consumed.map_err(|error| failed(&error.to_string()))
     }
@@ -273,13 +437,14 @@ fn closing(tokenizer: &Tokenizer) -> Closing {
         brackets: none(),
         quotes: none(),
         separators: none(),
-        bytes: none(),
+        plain: none(),
         letter: None,
     };
     for id in 0..tokens as u32 {
         let word = tokenizer.token_bytes(id);
-        if word.len() == 1 {
-            closing.bytes.allow(id);
+        let opens = word.iter().any(|byte| matches!(byte, b'[' | b'{'));
+        if !opens && !word.trim_ascii().is_empty() {
+            closing.plain.allow(id);
         }
         let (has_quote, rest) = match word.strip_prefix(b"\"") {
             Some(rest) => (true, rest),
@@ -298,7 +463,8 @@ fn closing(tokenizer: &Tokenizer) -> Closing {
     closing
 }
 
-fn json_grammar(text: &str) -> Result<TopLevelGrammar, String> {
+/// What to try in turn: unrolling may make a schema too large.
+fn json_grammars(text: &str) -> Result<Vec<TopLevelGrammar>, String> {
     check_size(text)?;
     let mut schema: Json = serde_json::from_str(text).map_err(|error| error.to_string())?;
     if let Json::Object(fields) = &mut schema {
@@ -306,15 +472,20 @@ fn json_grammar(text: &str) -> Result<TopLevelGrammar, String> {
             .entry("x-guidance")
             .or_insert_with(|| json!({"whitespace_pattern": JSON_SPACE}));
     }
-    Ok(TopLevelGrammar::from_json_schema(schema))
+    let mut unrolled = schema.clone();
+    let mut grammars = vec![TopLevelGrammar::from_json_schema(schema)];
+    if bound_recursion(&mut unrolled) {
+        grammars.insert(0, TopLevelGrammar::from_json_schema(unrolled));
+    }
+    Ok(grammars)
 }
 
-fn regex_grammar(text: &str) -> Result<TopLevelGrammar, String> {
+fn regex_grammar(text: &str) -> Result<Vec<TopLevelGrammar>, String> {
     check_size(text)?;
-    Ok(TopLevelGrammar::from_regex(text))
+    Ok(vec![TopLevelGrammar::from_regex(text)])
 }
 
-fn lark_grammar(text: &str) -> Result<TopLevelGrammar, String> {
+fn lark_grammar(text: &str) -> Result<Vec<TopLevelGrammar>, String> {
     check_size(text)?;
     let brackets = text
         .bytes()
@@ -322,7 +493,7 @@ fn lark_grammar(text: &str) -> Result<TopLevelGrammar, String> {
     if brackets.count() > MAX_BRACKETS {
         return Err(format!("it has more than {MAX_BRACKETS} brackets"));
     }
-    Ok(TopLevelGrammar::from_lark(text.to_owned()))
+    Ok(vec![TopLevelGrammar::from_lark(text.to_owned())])
 }
 
 fn check_size(text: &str) -> Result<(), String> {

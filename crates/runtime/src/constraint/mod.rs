@@ -2,12 +2,16 @@
 //!
 //! A grammar engine follows the text token by token and says which tokens may come next; sampling is masked with
 //! that. The end of the answer is among them only where the text is complete, so an answer that ends by itself is
-//! always valid.
+//! always valid. Where it may not become longer, it is steered to a short valid end (`shortest.rs`); recursive schemas are
+//! unrolled to a bounded depth (`recursion.rs`), so that there always is one.
 //!
 //! Without the feature `constraint` the types are the same, but no constraint can be made.
 
 #[cfg(feature = "constraint")]
 mod engine;
+mod recursion;
+#[cfg(feature = "constraint")]
+mod shortest;
 #[cfg(not(feature = "constraint"))]
 mod without;
 
@@ -15,6 +19,8 @@ mod without;
 pub use engine::{Constraint, ConstraintFactory};
 #[cfg(not(feature = "constraint"))]
 pub use without::{Constraint, ConstraintFactory};
+
+pub use recursion::bound_recursion;
 
 /// What a text must conform to.
 #[derive(Debug, Clone, PartialEq, Eq)]

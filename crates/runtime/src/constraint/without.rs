@@ -55,6 +55,14 @@ impl Constraint {
     ///
     /// # Errors
     /// None.
+    pub fn mask_within(&mut self, _: usize, _: usize) -> Result<&TokenMask, ConstraintError> {
+        match *self {}
+    }
+
+    /// Cannot be called.
+    ///
+    /// # Errors
+    /// None.
     pub fn closing_mask(&mut self) -> Result<&TokenMask, ConstraintError> {
         match *self {}
     }

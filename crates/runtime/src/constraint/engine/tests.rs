@@ -104,21 +104,24 @@ fn closing_brings_json_to_its_end() {
     let deep = r#"{"type": "object", "properties": {"a": {"type": "array", "minItems": 2, "items": {"type": "object",
         "properties": {"n": {"type": "number"}, "s": {"type": "string", "minLength": 3}}, "required": ["n", "s"]}}},
         "required": ["a"]}"#;
-    for spec in [PERSON, deep, "{}", r#"{"type": "string"}"#] {
+    let tree = r##"{"$ref": "#/$defs/node", "$defs": {"node": {"type": "object", "properties": {"v": {"type": "integer"},
+        "left": {"anyOf": [{"$ref": "#/$defs/node"}, {"type": "null"}]}, "right": {"$ref": "#/$defs/either"}},
+        "required": ["v", "left", "right"], "additionalProperties": false},
+        "either": {"anyOf": [{"$ref": "#/$defs/node"}, {"type": "null"}]}}}"##;
+    let pattern = r#"{"type": "string", "pattern": "^[\\]}a]{20,40}(b|c]})$"}"#;
+    for spec in [PERSON, deep, tree, pattern, "{}", r#"{"type": "string"}"#] {
         let spec = ConstraintSpec::JsonSchema(spec.into());
         for seed in 0..20 {
             for free in [0, 3, 10, 30] {
                 let mut constraint = fixture.factory.build(&spec).unwrap();
                 let mut random: u64 = seed * 7919 + 1;
                 let mut text = Vec::new();
-                for step in 0..free + 120 {
+                let most = free + 120;
+                for step in 0..most {
                     if constraint.must_stop() {
                         break;
                     }
-                    let mask = match step < free {
-                        true => constraint.mask().unwrap(),
-                        false => constraint.closing_mask().unwrap(),
-                    };
+                    let mask = constraint.mask_within(most - step, 60).unwrap();
                     random = random
                         .wrapping_mul(6_364_136_223_846_793_005)
                         .wrapping_add(1);

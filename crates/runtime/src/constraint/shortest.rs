@@ -1,0 +1,221 @@
+//! A short valid end of a text that must come to one.
+//!
+//! A beam of texts grows byte by byte, each by what closes most; the first that is complete is taken. Bytes, not tokens, because
+//! what may follow is then found some hundred times quicker, and every text can be written in any vocabulary.
+
+use std::sync::Arc;
+
+use llguidance::api::TopLevelGrammar;
+use llguidance::toktrie::{ApproximateTokEnv, InferenceCapabilities, TokEnv, TokRxInfo, TokTrie};
+use llguidance::{Matcher, ParserFactory};
+
+/// Widths of the beams that are tried in turn.
+const WIDTHS: [usize; 3] = [1, 4, 12];
+
+/// The token that ends a text; the others are their bytes.
+const END: u32 = 256;
+
+/// Finds ends, for all grammars.
+pub(super) struct Shortest {
+    parsers: ParserFactory,
+}
+
+impl Shortest {
+    pub(super) fn new(limits: llguidance::api::ParserLimits) -> Result<Self, String> {
+        let mut words: Vec<Vec<u8>> = (0..=255_u8).map(|byte| vec![byte]).collect();
+        // This byte is in no text and marks control tokens.
+        words[255] = Vec::new();
+        words.push(b"\xff<end>".to_vec());
+        let trie = TokTrie::from(&TokRxInfo::new(END + 1, END), &words);
+        let environment: TokEnv = Arc::new(ApproximateTokEnv::new(trie));
+        let capabilities = InferenceCapabilities::default();
+        let mut parsers = ParserFactory::new(&environment, capabilities, &[])
+            .map_err(|error| error.to_string())?;
+        parsers.quiet();
+        *parsers.limits_mut() = limits;
+        Ok(Shortest { parsers })
+    }
+
+    /// At the beginning of a text of `grammar`.
+    pub(super) fn begin(&self, grammar: TopLevelGrammar) -> Matcher {
+        Matcher::new(self.parsers.create_parser(grammar))
+    }
+}
+
+/// Follows a text and finds its end when asked.
+pub(super) struct Follower {
+    matcher: Matcher,
+    place: Place,
+}
+
+impl Follower {
+    pub(super) fn new(matcher: Matcher) -> Self {
+        Follower {
+            matcher,
+            place: Place::default(),
+        }
+    }
+
+    /// Takes note of what was written since the last time. False when it cannot be followed.
+    pub(super) fn write(&mut self, bytes: &[u8]) -> bool {
+        let tokens: Vec<u32> = bytes.iter().map(|&byte| u32::from(byte)).collect();
+        bytes.iter().for_each(|&byte| self.place.pass(byte));
+        self.matcher.consume_tokens(&tokens).is_ok()
+    }
+
+    /// The shortest end that was found, if possible one that `fits`; at most `most` bytes.
+    pub(super) fn end(&self, most: usize, fits: impl Fn(&[u8]) -> bool) -> Option<Vec<u8>> {
+        let mut best: Option<Vec<u8>> = None;
+        for width in WIDTHS {
+            let Some(end) = self.search(width, most) else {
+                continue;
+            };
+            let is_done = fits(&end);
+            if best.as_ref().is_none_or(|best| end.len() < best.len()) {
+                best = Some(end);
+            }
+            if is_done {
+                break;
+            }
+        }
+        best
+    }
+
+    fn search(&self, width: usize, most: usize) -> Option<Vec<u8>> {
+        let mut beam = vec![Branch {
+            matcher: self.matcher.clone(),
+            bytes: Vec::new(),
+            place: self.place,
+        }];
+        while !beam.is_empty() {
+            let mut grown = Vec::new();
+            for branch in &mut beam {
+                if branch.matcher.is_accepting().unwrap_or(false) {
+                    return Some(std::mem::take(&mut branch.bytes));
+                }
+                if branch.bytes.len() < most {
+                    grown.extend(branch.grow(width));
+                }
+            }
+            grown.sort_by_key(Branch::cost);
+            grown.truncate(width);
+            beam = grown;
+        }
+        None
+    }
+}
+
+/// A text that may become the end.
+struct Branch {
+    matcher: Matcher,
+    bytes: Vec<u8>,
+    place: Place,
+}
+
+impl Branch {
+    /// Its length when all that is open is closed.
+    fn cost(&self) -> usize {
+        self.bytes.len() + 2 * self.place.depth + usize::from(self.place.in_string)
+    }
+
+    fn grow(&mut self, width: usize) -> Vec<Branch> {
+        let Ok(mask) = self.matcher.compute_mask_or_eos() else {
+            return Vec::new();
+        };
+        let allowed: Vec<u8> = (0..=254_u8)
+            .filter(|&byte| mask.is_allowed(u32::from(byte)))
+            .collect();
+        let mut grown = Vec::new();
+        for byte in choices(&allowed, self.place.in_string, width) {
+            let mut matcher = self.matcher.clone();
+            if matcher.consume_token(u32::from(byte)).is_err() {
+                continue;
+            }
+            let mut branch = Branch {
+                matcher,
+                bytes: self.bytes.clone(),
+                place: self.place,
+            };
+            branch.note(&[byte]);
+            if !branch.matcher.is_accepting().unwrap_or(false) {
+                let forced = branch.matcher.compute_ff_bytes();
+                let tokens: Vec<u32> = forced.iter().map(|&byte| u32::from(byte)).collect();
+                if branch.matcher.consume_tokens(&tokens).is_err() {
+                    continue;
+                }
+                branch.note(&forced);
+            }
+            grown.push(branch);
+        }
+        grown
+    }
+
+    fn note(&mut self, bytes: &[u8]) {
+        self.bytes.extend_from_slice(bytes);
+        bytes.iter().for_each(|&byte| self.place.pass(byte));
+    }
+}
+
+/// Where in JSON a text is. In other grammars it only guides the search.
+#[derive(Debug, Clone, Copy, Default)]
+struct Place {
+    depth: usize,
+    in_string: bool,
+    is_escaped: bool,
+}
+
+impl Place {
+    fn pass(&mut self, byte: u8) {
+        if self.in_string {
+            match byte {
+                _ if self.is_escaped => self.is_escaped = false,
+                b'\\' => self.is_escaped = true,
+                b'"' => self.in_string = false,
+                _ => (),
+            }
+            return;
+        }
+        match byte {
+            b'"' => self.in_string = true,
+            b'{' | b'[' => self.depth += 1,
+            b'}' | b']' => self.depth = self.depth.saturating_sub(1),
+            _ => (),
+        }
+    }
+}
+
+/// The bytes to go on with, the most promising first: one for a beam of one, else some of every kind.
+fn choices(allowed: &[u8], in_string: bool, width: usize) -> Vec<u8> {
+    let rank = |byte: u8| match (byte, in_string) {
+        (b'"', true) => 0,
+        (b'a'..=b'z' | b'0'..=b'9' | b'A'..=b'Z', true) => 1,
+        (b'}' | b']', false) => 0,
+        (b'"', false) => 1,
+        (b',' | b':', false) => 2,
+        (b'0'..=b'9', false) => 3,
+        (b't' | b'f' | b'n', false) => 4,
+        (b'[', false) => 5,
+        (b'{', false) => 6,
+        (b' ' | b'\n' | b'\r' | b'\t' | b'\\', _) => 9,
+        (0x80.., _) => 8,
+        _ => 7,
+    };
+    let mut sorted = allowed.to_vec();
+    sorted.sort_by_key(|&byte| rank(byte));
+    let most = match width {
+        1 => 1,
+        _ if sorted.len() <= 16 => 16,
+        _ => 3,
+    };
+    let mut taken: Vec<u8> = Vec::new();
+    for byte in sorted {
+        let alike = taken.iter().filter(|&&other| rank(other) == rank(byte));
+        if alike.count() < most && !(rank(byte) >= 8 && !taken.is_empty()) {
+            taken.push(byte);
+        }
+        if width == 1 {
+            break;
+        }
+    }
+    taken
+}
