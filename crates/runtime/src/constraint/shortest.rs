@@ -210,7 +210,7 @@ fn choices(allowed: &[u8], in_string: bool, width: usize) -> Vec<u8> {
     let mut taken: Vec<u8> = Vec::new();
     for byte in sorted {
         let alike = taken.iter().filter(|&&other| rank(other) == rank(byte));
-        if alike.count() < most && !(rank(byte) >= 8 && !taken.is_empty()) {
+        if alike.count() < most && (rank(byte) < 8 || taken.is_empty()) {
             taken.push(byte);
         }
         if width == 1 {
