@@ -12,6 +12,10 @@ use crate::sample::{SampleError, SamplingOptions};
 use crate::session::{ContextOverflow, Session, shifted};
 use crate::speculate::{Drafter, Governor, MOST_GUESSES, PromptLookup};
 
+/// Bytes that the scores of guesses may take, once in the decoder and once here: memory stays near the file's size for
+/// large vocabularies too.
+const SCORE_BYTES: usize = 8 << 20;
+
 /// How to generate.
 #[derive(Default)]
 pub struct GenerateOptions {
@@ -277,9 +281,11 @@ impl Generation<'_> {
         let used = self.session.tokens().len() + pending;
         let room = decoder.context_length().saturating_sub(used);
         let left = self.answer.tokens_left().saturating_sub(1);
-        let count = self.governor.wanted().min(room).min(left);
+        let affordable = (SCORE_BYTES / (8 * decoder.spec().vocabulary).max(1)).saturating_sub(1);
+        let most = MOST_GUESSES.min(affordable);
+        let count = self.governor.wanted().min(room).min(left).min(most);
         if count > 0 {
-            drafter.draft(&self.text, count.min(MOST_GUESSES), &mut guesses)?;
+            drafter.draft(&self.text, count, &mut guesses)?;
         }
         Ok(guesses)
     }
