@@ -20,7 +20,7 @@ pub struct Importance {
     pub columns: usize,
     /// Sums of squares, [matrices, columns].
     pub sums: Vec<f32>,
-    /// Tokens seen, [matrices].
+    /// Tokens seen, shape `[matrices]`.
     pub counts: Vec<f32>,
 }
 
