@@ -515,7 +515,7 @@ fn disks_that_are_full_or_closed() {
     let opened = fs::Permissions::from_mode(0o755);
     let _ = fs::set_permissions(place.directory.path(), opened.clone());
     let mut command = place.update_command(&place.at("site"), &store);
-    if fs::write(place.at("store/work/can-write"), "").is_ok() {
+    if fs::write(format!("{}/can-write", place.at("store/work")), "").is_ok() {
         use std::os::unix::process::CommandExt;
         command.uid(65_534).gid(65_534);
     }
@@ -534,7 +534,7 @@ fn disks_that_are_full_or_closed() {
         }
     }
     fs::set_permissions(place.at("store/work"), opened).expect("opened");
-    let _ = fs::remove_file(place.at("store/work/can-write"));
+    let _ = fs::remove_file(format!("{}/can-write", place.at("store/work")));
     assert_eq!(place.ask().code, 0);
     let after = place.update(&place.at("site"));
     assert_eq!(after.code, 0, "{}", after.err);

@@ -23,7 +23,7 @@ use std::time::Duration;
 pub const DEFAULT_MODEL: &str = "smollm2-135m-instruct";
 
 /// Which model.
-#[derive(Debug, clap::Args)]
+#[derive(Debug, Clone, clap::Args)]
 pub struct ModelArgs {
     /// Model: a name from `ondine models`, a .gguf file, a directory, an installed model, or any of them sealed
     #[arg(short, long, value_name = "MODEL", default_value = DEFAULT_MODEL)]

@@ -82,6 +82,7 @@ pub fn run(args: &Args, output: &mut Output) -> Result<(), CliError> {
     let input = ModelArgs {
         model: args.input.clone(),
         #[cfg(feature = "package")]
+        #[cfg(feature = "package")]
         identity: Vec::new(),
     }
     .path(output)?;

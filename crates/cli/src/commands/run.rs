@@ -141,10 +141,8 @@ fn draft(
     session: &Session,
     output: &mut Output,
 ) -> Result<Speculation, CliError> {
-    let named = ModelArgs {
-        model: name.into(),
-        identity: args.model.identity.clone(),
-    };
+    let mut named = args.model.clone();
+    named.model = name.into();
     let model = named.open(output)?;
     let draft = DraftModel::new(Session::new(model.clone(), args.load.load(&model, output)?));
     match draft.mismatch(session) {
