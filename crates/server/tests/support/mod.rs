@@ -174,11 +174,11 @@ impl Running {
 
     /// Waits until a metric has this value at least.
     pub fn wait_for(&self, name: &str, value: u64) {
-        for _ in 0..600 {
+        for _ in 0..6000 {
             if self.metric(name) >= value {
                 return;
             }
-            std::thread::sleep(Duration::from_millis(50));
+            std::thread::sleep(Duration::from_millis(5));
         }
         panic!("{name} is {} and not {value}", self.metric(name));
     }
