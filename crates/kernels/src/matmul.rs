@@ -5,7 +5,7 @@ use std::ops::Range;
 
 use crate::activations::{Scaling, TILE, TokenTile};
 use crate::arch::lanes::{Kernel, LANES, Lanes, dispatch};
-use crate::arch::product::{Group, ScreenGroup, Sums, float_tile, quantised_tile, screen_tile};
+use crate::arch::product::{Group, SplitGroup, Sums, float_tile, quantised_tile, split_tile};
 use crate::arch::tiles::{DisjointTiles, Tile};
 use crate::ops::{self, Activation};
 use crate::packed::Line;
@@ -269,18 +269,9 @@ pub(crate) fn product(
     /// Tokens up to which both halves are multiplied as they lie; joining them costs more.
     const FEW: usize = 4;
     if w.form() == PackedForm::Split && tokens.width <= FEW {
-        return WHOLE.with_borrow_mut(|whole| {
-            whole.resize(w.cols() / BLOCK, true);
-            let (high, low) = w.group_parts(group);
-            let panel = x.panel(Scaling::Blocks, tokens);
-            screen_tile(
-                isa,
-                ScreenGroup { high, low, whole },
-                panel,
-                tokens.width,
-                sums,
-            );
-        });
+        let (high, low) = w.group_parts(group);
+        let (group, panel) = (SplitGroup { high, low }, x.panel(Scaling::Blocks, tokens));
+        return split_tile(isa, group, true, panel, tokens.width, sums);
     }
     JOINED.with_borrow_mut(|buffer| {
         let bytes = w.group(isa, group, buffer);
@@ -289,8 +280,6 @@ pub(crate) fn product(
 }
 
 thread_local! {
-    /// As many blocks as a row has, all of them to be multiplied with all their bits.
-    static WHOLE: RefCell<Vec<bool>> = const { RefCell::new(Vec::new()) };
     /// A group of a split matrix in the interleaved form.
     static JOINED: RefCell<Vec<Line>> = const { RefCell::new(Vec::new()) };
 }

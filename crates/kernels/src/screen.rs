@@ -11,17 +11,18 @@
 //!
 //! So the result is that of the full product, bit by bit.
 
+use std::cell::RefCell;
 use std::ops::Range;
 
-use crate::activations::{Scaling, TokenTile, WORDS};
-use crate::arch::product::{ScreenGroup, Sums, residual_product, screen_tile};
+use crate::activations::{Scaling, TILE, TokenTile, WORDS};
+use crate::arch::product::{SplitGroup, SplitRow, Sums, screen_bundle};
 use crate::arch::threads::DisjointPieces;
-use crate::arch::tiles::DisjointTiles;
+use crate::arch::tiles::{DisjointTiles, Tile};
 use crate::matmul::product;
 use crate::packed::layout::{BLOCK, GROUP};
-use crate::packed::split::{ROUNDING_INPUT, rounding_share, size_per_scale};
+use crate::packed::split::{BUNDLE, ROUNDING_INPUT, rounding_share, size_per_scale};
 use crate::schedule::run_in_streams;
-use crate::{Activations, Context, PackedMatrix};
+use crate::{Activations, Context, Isa, PackedMatrix};
 
 /// Bytes of a piece of work of the screen.
 const CHUNK_BYTES: Range<usize> = 32 << 10..256 << 10;
@@ -194,22 +195,24 @@ impl Screen {
         let group_bytes = high.len() / rows.div_ceil(GROUP).max(1);
         let piece = high.len() / (2 * context.pool.threads());
         let piece = piece.clamp(CHUNK_BYTES.start, CHUNK_BYTES.end) / group_bytes.max(1);
-        let row_step = piece.max(1) * GROUP;
+        // Whole bundles, so that their low nibbles are read in straight runs.
+        let row_step = piece.next_multiple_of(BUNDLE).max(BUNDLE) * GROUP;
+        let whole_blocks: Vec<usize> = (0..whole.len()).filter(|&block| whole[block]).collect();
         let tiles = DisjointTiles::new(&mut self.estimates, rows, row_step, x.tokens().max(1));
         run_in_streams(context.pool, rows.div_ceil(row_step), &|index| {
             let mut out = tiles.take(index, 0);
-            let mut sums = Sums([[0.0; GROUP]; 16]);
-            for first in out.rows().step_by(GROUP) {
-                let rows = first..out.rows().end.min(first + GROUP);
-                let (high, low) = w.group_parts(first / GROUP);
-                let group = ScreenGroup { high, low, whole };
+            for first in out.rows().step_by(BUNDLE * GROUP) {
+                let rows = first..out.rows().end.min(first + BUNDLE * GROUP);
                 for tile in x.tiles(0..x.tokens()) {
-                    let panel = x.panel(Scaling::Blocks, tile);
-                    screen_tile(context.isa, group, panel, tile.width, &mut sums);
-                    for (token, sums) in sums.0[..tile.tokens].iter().enumerate() {
-                        let out = out.part(tile.first + token, rows.clone());
-                        out.copy_from_slice(&sums[..rows.len()]);
-                    }
+                    let inputs = (x.panel(Scaling::Blocks, tile), tile);
+                    estimate_bundle(
+                        context.isa,
+                        w,
+                        inputs,
+                        &whole_blocks,
+                        rows.clone(),
+                        &mut out,
+                    );
                 }
             }
         });
@@ -339,6 +342,13 @@ impl Screen {
         let share = rounding_share(one.w.cols() / BLOCK) * size_per_scale() * one.input.whole;
         let panel = one.x.panel(Scaling::Blocks, one.tile);
         let whole = self.whole.as_slice();
+        let split_row = |row: u32| {
+            let (high, low) = one.w.group_parts(row as usize / GROUP);
+            SplitRow {
+                group: SplitGroup { high, low },
+                lane: row as usize % GROUP,
+            }
+        };
         self.refined.resize(survivors.len(), [0.0; 2]);
         let out = DisjointPieces::new(&mut self.refined, REFINED_ROWS);
         run_in_streams(
@@ -346,19 +356,21 @@ impl Screen {
             survivors.len().div_ceil(REFINED_ROWS),
             &|piece| {
                 let survivors = &survivors[piece * REFINED_ROWS..];
-                for (&row, out) in survivors.iter().zip(out.take(piece)) {
-                    let row = row as usize;
-                    let (high, low) = one.w.group_parts(row / GROUP);
-                    let (residual, squares) = residual_product(
-                        ScreenGroup { high, low, whole },
-                        row % GROUP,
+                for (index, out) in out.take(piece).iter_mut().enumerate() {
+                    if let Some(&next) = survivors.get(index + 1) {
+                        split_row(next).fetch(whole);
+                    }
+                    let row = survivors[index];
+                    let (residual, squares) = split_row(row).residual_product(
+                        one.context.isa,
+                        whole,
                         panel,
                         one.tile.width,
                         one.token - one.tile.first,
                     );
                     // Rounding to f32 at the end: once more the share, which is generous.
                     *out = [
-                        (f64::from(estimates[row]) + residual) as f32,
+                        (f64::from(estimates[row as usize]) + residual) as f32,
                         (share * squares.sqrt() * 1.001) as f32,
                     ];
                 }
@@ -377,6 +389,34 @@ impl Screen {
             .extend(self.exact.iter().map(|&(_, product)| product));
         nth_highest(&mut self.bounds, count)
     }
+}
+
+/// Screens the rows `rows`, those of one bundle.
+fn estimate_bundle(
+    isa: Isa,
+    w: &PackedMatrix,
+    (panel, tile): (&[i32], TokenTile),
+    whole: &[usize],
+    rows: Range<usize>,
+    out: &mut Tile<'_>,
+) {
+    let bundle = w.bundle(rows.start / (BUNDLE * GROUP));
+    SUMS.with_borrow_mut(|sums| {
+        sums.resize(BUNDLE, Sums([[0.0; GROUP]; TILE]));
+        screen_bundle(isa, bundle, whole, panel, tile.width, sums);
+        for (first, sums) in rows.clone().step_by(GROUP).zip(sums) {
+            let rows = first..rows.end.min(first + GROUP);
+            for (token, sums) in sums.0[..tile.tokens].iter().enumerate() {
+                let out = out.part(tile.first + token, rows.clone());
+                out.copy_from_slice(&sums[..rows.len()]);
+            }
+        }
+    });
+}
+
+thread_local! {
+    /// Sums of the groups of a bundle.
+    static SUMS: RefCell<Vec<Sums>> = const { RefCell::new(Vec::new()) };
 }
 
 /// A token and what it is multiplied with.

@@ -11,11 +11,12 @@ use std::sync::Arc;
 use half::{bf16, f16};
 
 use crate::arch::memory;
+use crate::arch::product::SplitBundle;
 use crate::arch::threads::DisjointPieces;
 use crate::schedule::run_in_streams;
 use crate::{Isa, KernelError, TensorType, ThreadPool};
 use layout::{BLOCK, GROUP, SPAN, group_bytes, spec};
-use split::GroupParts;
+use split::{BUNDLE, GroupParts, LowPart};
 use unpack::UnpackedBlock;
 
 /// Bytes that belong to someone else, such as a mapped file.
@@ -63,7 +64,7 @@ pub struct PackedMatrix {
 
 impl PackedMatrix {
     /// Version of the packed form: a cache that holds another one is stale.
-    pub const FORM: u32 = 2;
+    pub const FORM: u32 = 3;
     /// Alignment that [`from_bytes`](Self::from_bytes) wants for the best speed, bytes.
     pub const ALIGNMENT: usize = memory::ALIGNMENT;
 
@@ -325,7 +326,7 @@ impl PackedMatrix {
         buffer.resize(bytes.div_ceil(size_of::<Line>()), Line::default());
         let joined = &mut bytemuck::cast_slice_mut(buffer)[..bytes];
         let (high, low) = self.group_parts(group);
-        crate::arch::product::join(isa, high, low, blocks, joined);
+        crate::arch::product::join(isa, high, low, joined);
         joined
     }
 
@@ -336,15 +337,30 @@ impl PackedMatrix {
     }
 
     /// The high and the low part of a group of a split matrix.
-    pub(crate) fn group_parts(&self, group: usize) -> (&[u8], &[u8]) {
-        let blocks = self.cols / BLOCK;
+    pub(crate) fn group_parts(&self, group: usize) -> (&[u8], LowPart<'_>) {
+        let (groups, blocks) = (self.rows.div_ceil(GROUP), self.cols / BLOCK);
+        let bytes = split::high_group_bytes(blocks);
+        let (highs, rest) = self.as_bytes().split_at(groups * bytes);
+        let low = LowPart::new(rest, groups, blocks, group);
+        (&highs[group * bytes..][..bytes], low)
+    }
+
+    /// A bundle of groups of a split matrix.
+    pub(crate) fn bundle(&self, bundle: usize) -> SplitBundle<'_> {
+        let (all, blocks) = (self.rows.div_ceil(GROUP), self.cols / BLOCK);
+        let first = bundle * BUNDLE;
+        let groups = BUNDLE.min(all - first);
         let (high, low) = (
             split::high_group_bytes(blocks),
             split::low_group_bytes(blocks),
         );
-        let all = self.as_bytes();
-        let lows = &all[self.rows.div_ceil(GROUP) * high..];
-        (&all[group * high..][..high], &lows[group * low..][..low])
+        let (highs, lows) = self.as_bytes().split_at(all * high);
+        SplitBundle {
+            highs: &highs[first * high..][..groups * high],
+            lows: &lows[first * low..][..groups * low],
+            groups,
+            blocks,
+        }
     }
 
     /// Norms of what the high part of a split matrix leaves out, of each group of 16 rows.
@@ -463,7 +479,7 @@ impl PackedMatrixBuilder {
         PackedMatrix::from_bytes_of(form, ty, self.rows, self.cols, storage, range)
     }
 
-    /// Packs rows group by group; `each(n, f)` calls `f(0)` to `f(n - 1)`.
+    /// Packs rows bundle by bundle of groups; `each(n, f)` calls `f(0)` to `f(n - 1)`.
     fn push(
         &mut self,
         raw: &[u8],
@@ -489,7 +505,6 @@ impl PackedMatrixBuilder {
             return Err(self.wrong_length(held.saturating_add(raw.len())));
         }
         let (first, end) = (self.pushed, self.pushed + raw.len() / row_bytes);
-        let first_group = first / GROUP;
         let (ty, cols) = (self.ty, self.cols);
         let target = Target::new(
             self.form,
@@ -498,26 +513,39 @@ impl PackedMatrixBuilder {
             cols,
             &self.shape,
         );
-        each(end.div_ceil(GROUP) - first_group, &|index| {
-            let start = (first_group + index) * GROUP;
-            let rows = start.max(first)..end.min(start + GROUP);
-            let mut slices = [&raw[..0]; GROUP];
-            for (slice, row) in slices.iter_mut().zip(rows.clone()) {
-                *slice = &raw[(row - first) * row_bytes..][..row_bytes];
-            }
-            let lane = rows.start - start;
-            let (slices, group) = (&slices[..rows.len()], first_group + index);
-            match &target {
-                Target::Interleaved(groups) => {
-                    pack::pack_rows(ty, cols, slices, lane, groups.take(group));
+        let groups_at_once = target.groups_at_once();
+        let rows_at_once = groups_at_once * GROUP;
+        let first_index = first / rows_at_once;
+        each(end.div_ceil(rows_at_once) - first_index, &|index| {
+            let index = first_index + index;
+            let bundle = target.bundle(index);
+            for place in 0..groups_at_once {
+                let group = index * groups_at_once + place;
+                let start = group * GROUP;
+                let rows = start.max(first)..end.min(start + GROUP);
+                if rows.is_empty() {
+                    continue;
                 }
-                Target::Split { high, low, norms } => {
-                    let mut parts = GroupParts {
-                        high: high.take(group),
-                        low: low.take(group),
-                        norms: norms.take(group),
-                    };
-                    split::pack_rows(cols, slices, lane, &mut parts);
+                let mut slices = [&raw[..0]; GROUP];
+                for (slice, row) in slices.iter_mut().zip(rows.clone()) {
+                    *slice = &raw[(row - first) * row_bytes..][..row_bytes];
+                }
+                let lane = rows.start - start;
+                let slices = &slices[..rows.len()];
+                match &target {
+                    Target::Interleaved(groups) => {
+                        pack::pack_rows(ty, cols, slices, lane, groups.take(group));
+                    }
+                    Target::Split { high, norms, .. } => {
+                        let mut parts = GroupParts {
+                            high: high.take(group),
+                            groups: bundle.len() / split::low_group_bytes(cols / BLOCK),
+                            bundle: &mut *bundle,
+                            group: place,
+                            norms: norms.take(group),
+                        };
+                        split::pack_rows(cols, slices, lane, &mut parts);
+                    }
                 }
             }
         });
@@ -539,6 +567,7 @@ enum Target<'a> {
     Interleaved(DisjointPieces<'a, u8>),
     Split {
         high: DisjointPieces<'a, u8>,
+        /// By bundles.
         low: DisjointPieces<'a, u8>,
         norms: DisjointPieces<'a, u8>,
     },
@@ -558,8 +587,24 @@ impl<'a> Target<'a> {
         let (low, norms) = rest.split_at_mut(groups * low_bytes);
         Target::Split {
             high: DisjointPieces::new(high, high_bytes),
-            low: DisjointPieces::new(low, low_bytes),
+            low: DisjointPieces::new(low, BUNDLE * low_bytes),
             norms: DisjointPieces::new(norms, split::NORMS),
+        }
+    }
+
+    /// Groups that one thread packs.
+    fn groups_at_once(&self) -> usize {
+        match self {
+            Target::Interleaved(_) => 1,
+            Target::Split { .. } => BUNDLE,
+        }
+    }
+
+    /// The low part of a bundle; nothing where there are none.
+    fn bundle(&self, index: usize) -> &mut [u8] {
+        match self {
+            Target::Interleaved(_) => &mut [],
+            Target::Split { low, .. } => low.take(index),
         }
     }
 }

@@ -2,12 +2,13 @@
 //! bytes.
 //!
 //! ```text
-//! high part of group 0, 1, … | low part of group 0, 1, … | norms of group 0, 1, …
+//! high part of group 0, 1, … | low part of bundle 0, 1, … | norms of group 0, 1, …
 //! ```
 //!
 //! The high part is laid out as a matrix of nibbles (see [`layout`](super::layout)): spans of up to eight blocks, the
-//! scales first. The low part is `[block][4 vectors]`, its nibbles in the same order, so that some blocks of it can be
-//! read for all rows. Norms are f32, `[group][row]`.
+//! scales first. The low part is laid out by bundles of 16 groups, `[block][group][4 vectors]`, the last bundle with as
+//! many groups as are left; its nibbles lie in the same order. So some blocks of it are read for all rows in straight
+//! runs of 4 KiB. Norms are f32, `[group][row]`.
 //!
 //! With codes `c = 16 h + l` a weight is `d (c - 128) = d (16 h - 120) + d (l - 8)`. The screen computes the first part;
 //! by Cauchy and Schwarz the second adds at most `‖d (l - 8)‖ ‖x‖`, and that norm is what is kept for each row. Blocks
@@ -58,6 +59,45 @@ pub(crate) const fn low_group_bytes(blocks: usize) -> usize {
     NIBBLES * blocks
 }
 
+/// Groups of a bundle.
+pub(crate) const BUNDLE: usize = 16;
+
+/// The low part of a group: its blocks' nibbles lie in its bundle.
+#[derive(Clone, Copy)]
+pub(crate) struct LowPart<'a> {
+    /// The bundle, `[block][group][NIBBLES]`.
+    bundle: &'a [u8],
+    /// Groups of the bundle, and which of them this is.
+    groups: usize,
+    group: usize,
+}
+
+impl<'a> LowPart<'a> {
+    /// Group `group` of a matrix of `groups` groups of `blocks` blocks, whose low part is `lows`.
+    pub(crate) fn new(lows: &'a [u8], groups: usize, blocks: usize, group: usize) -> Self {
+        let first = group / BUNDLE * BUNDLE;
+        let count = BUNDLE.min(groups - first);
+        let bytes = low_group_bytes(blocks);
+        LowPart {
+            bundle: &lows[first * bytes..][..count * bytes],
+            groups: count,
+            group: group - first,
+        }
+    }
+
+    /// Blocks of the group.
+    pub(crate) fn blocks(&self) -> usize {
+        self.bundle.len() / (NIBBLES * self.groups)
+    }
+
+    /// The nibbles of a block.
+    #[inline(always)]
+    pub(crate) fn block(&self, block: usize) -> &'a [u8; NIBBLES] {
+        let place = block * self.groups + self.group;
+        &self.bundle.as_chunks().0[place]
+    }
+}
+
 /// Bytes of a group's norms.
 pub(crate) const NORMS: usize = 4 * GROUP;
 
@@ -81,7 +121,10 @@ pub(crate) fn size_per_scale() -> f64 {
 /// The parts of one group.
 pub(crate) struct GroupParts<'a> {
     pub(crate) high: &'a mut [u8],
-    pub(crate) low: &'a mut [u8],
+    /// The low part of its bundle, which has `groups` groups; this is number `group`.
+    pub(crate) bundle: &'a mut [u8],
+    pub(crate) groups: usize,
+    pub(crate) group: usize,
     pub(crate) norms: &'a mut [u8],
 }
 
@@ -90,14 +133,12 @@ pub(crate) fn pack_rows(cols: usize, rows: &[&[u8]], first: usize, group: &mut G
     let blocks = cols / BLOCK;
     for (offset, row) in rows.iter().enumerate() {
         let lane = first + offset;
-        let (mut high, mut low) = (&mut *group.high, &mut *group.low);
+        let mut high = &mut *group.high;
         let (mut residual, mut scales) = (0.0f64, 0.0f64);
         for (index, span) in row.chunks(FILE_BLOCK * SPAN).enumerate() {
             let count = SPAN.min(blocks - index * SPAN);
             let (high_span, later) = high.split_at_mut(high_span_bytes(count));
             high = later;
-            let (low_span, later) = low.split_at_mut(low_group_bytes(count));
-            low = later;
             let (scale_bytes, nibbles) = high_span.split_at_mut(nibbles_at(count));
             for (block, raw) in span.as_chunks::<FILE_BLOCK>().0.iter().enumerate() {
                 let scale = [raw[0], raw[1]];
@@ -105,9 +146,10 @@ pub(crate) fn pack_rows(cols: usize, rows: &[&[u8]], first: usize, group: &mut G
                 let (front, back) = raw[2..].split_at(ROW_NIBBLES);
                 let (front, back) = (front.as_chunks::<ROW_NIBBLES>().0, back.as_chunks().0);
                 let parts = Nibbles::of(&front[0], &back[0]);
-                for (target, bytes) in [(&mut *nibbles, &parts.high), (&mut *low_span, &parts.low)]
-                {
-                    let target = &mut target[NIBBLES * block..][..NIBBLES];
+                let place = (index * SPAN + block) * group.groups + group.group;
+                let low = &mut group.bundle[NIBBLES * place..][..NIBBLES];
+                let high = &mut nibbles[NIBBLES * block..][..NIBBLES];
+                for (target, bytes) in [(high, &parts.high), (low, &parts.low)] {
                     let words = bytes.as_chunks::<4>().0;
                     for (vector, word) in target.chunks_exact_mut(VECTOR).zip(words) {
                         vector[4 * lane..][..4].copy_from_slice(word);
@@ -155,19 +197,17 @@ impl Nibbles {
 }
 
 /// Writes one row's weights to `out`, whole blocks.
-pub(crate) fn read_row(high: &[u8], low: &[u8], lane: usize, out: &mut [f32]) {
+pub(crate) fn read_row(high: &[u8], low: LowPart<'_>, lane: usize, out: &mut [f32]) {
     let blocks = out.len() / BLOCK;
-    let (mut high, mut low) = (high, low);
+    let mut high = high;
     for (index, out) in out.chunks_mut(BLOCK * SPAN).enumerate() {
         let count = SPAN.min(blocks - index * SPAN);
         let (high_span, later) = high.split_at(high_span_bytes(count));
         high = later;
-        let (low_span, later) = low.split_at(low_group_bytes(count));
-        low = later;
         for (block, out) in out.as_chunks_mut::<BLOCK>().0.iter_mut().enumerate() {
             let scale = scale(high_span, block, lane);
             let nibbles = &high_span[nibbles_at(count) + NIBBLES * block..];
-            let low = &low_span[NIBBLES * block..];
+            let low = low.block(index * SPAN + block);
             for j in 0..ROW_NIBBLES {
                 let at = j / 4 * VECTOR + 4 * lane + j % 4;
                 let (high, low) = (nibbles[at], low[at]);

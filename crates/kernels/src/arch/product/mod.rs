@@ -32,7 +32,7 @@ mod split;
 
 pub(crate) use floats::float_tile;
 pub(crate) use quantize::{quantize_rows, quantize_span_rows};
-pub(crate) use split::{ScreenGroup, join, residual_product, screen_tile};
+pub(crate) use split::{SplitBundle, SplitGroup, SplitRow, join, screen_bundle, split_tile};
 
 use crate::packed::layout::GROUP;
 use crate::{Isa, TensorType};
