@@ -27,7 +27,10 @@ impl Engine {
         let model = Model::open(&found.path, &Limits::default())?;
         Ok(Engine {
             model: Arc::new(model),
-            options: LoadOptions::default(),
+            options: LoadOptions {
+                screened_head: true,
+                ..LoadOptions::default()
+            },
         })
     }
 

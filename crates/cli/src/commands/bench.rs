@@ -91,6 +91,7 @@ pub fn run(args: &Args, output: &mut Output) -> Result<(), CliError> {
         ));
     }
     let mut load = args.load.options();
+    load.screened_head &= !args.all_scores;
     let longest = tests.iter().map(|test| test.length()).max().unwrap_or(0);
     load.context = Some(load.context.unwrap_or(0).max(longest));
     let mut decoder = args.load.load_with(&model, &load, output)?;

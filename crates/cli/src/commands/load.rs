@@ -49,10 +49,10 @@ pub struct LoadArgs {
     /// Memory to use at most, as 300MiB; weights that do not fit are read from disk as they are needed
     #[arg(long, value_name = "SIZE", value_parser = parse_size)]
     pub memory_budget: Option<u64>,
-    /// Lay the output head out so that the highest scores are found reading little more than half of it; the tokens are
-    /// the same. Pays where memory is slow for the cores and the head is a large part of the model (Q8_0 heads only)
+    /// Compute all scores of the output head each time. Otherwise, where only the highest count and the head is Q8_0, they
+    /// are found reading little more than half of it; the tokens are the same
     #[arg(long)]
-    pub screened_head: bool,
+    pub full_head: bool,
     /// Neither use nor write packed weights on disk, which make the next start quicker
     #[arg(long)]
     pub no_cache: bool,
@@ -162,7 +162,7 @@ impl LoadArgs {
                 false => packed_cache(),
             },
             memory_budget: self.memory_budget.map(MemoryBudget::Process),
-            screened_head: self.screened_head,
+            screened_head: !self.full_head,
             ..LoadOptions::default()
         }
     }

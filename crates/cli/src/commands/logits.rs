@@ -37,6 +37,7 @@ pub struct Args {
 pub fn run(args: &Args, output: &mut Output) -> Result<(), CliError> {
     let model = args.model.open(output)?;
     let mut options = args.load.options();
+    options.screened_head = false;
     if args.load.kv_type.is_none() {
         // Engines are compared here: no rounding that was not asked for.
         options.kv_type = KvType::F32;

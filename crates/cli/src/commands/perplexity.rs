@@ -81,6 +81,8 @@ pub fn run(args: &Args, output: &mut Output) -> Result<(), CliError> {
     }
     let begin = tokenizer.adds_bos().then(|| tokenizer.bos()).flatten();
     let mut options = args.load.options();
+    // All scores are wanted of each position, except beside another backend.
+    options.screened_head &= args.against.is_some();
     if options.memory_budget.is_some() {
         // A budget cuts the context where none is asked for.
         options.context = Some(window);

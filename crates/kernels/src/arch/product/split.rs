@@ -398,8 +398,7 @@ unsafe fn screen_avx512<const T: usize>(
 
     let groups = bundle.groups;
     let run = |block: usize| bundle.lows[NIBBLES * groups * block..].as_ptr();
-    // SAFETY: a prefetch touches no memory that the program can see.
-    let fetch = |nibbles: *const u8| unsafe {
+    let fetch = |nibbles: *const u8| {
         for vector in 0..4 {
             _mm_prefetch::<_MM_HINT_T0>(nibbles.wrapping_add(VECTOR * vector).cast());
         }
