@@ -91,6 +91,9 @@ pub enum Kept {
     /// The scanner could not finish.
     #[error("the scan failed ({0})")]
     Scan(String),
+    /// What is written so far ends within a text that stands behind a placeholder.
+    #[error("the answer so far ends within personal data")]
+    Partial,
     /// The serialised request still held something that may not leave.
     #[error("the serialised request still held {}", classes(.0))]
     Rescan(BTreeSet<DataClass>),
@@ -230,7 +233,15 @@ impl Gate {
         if !private.is_empty() {
             return Err(Kept::Rule(private));
         }
-        let body = Value::Object(body).to_string();
+        let prefix = conversation.local_prefix.as_deref().unwrap_or_default();
+        if restore.ends_within(prefix) {
+            return Err(Kept::Partial);
+        }
+        let mut body = Value::Object(body);
+        if !restore.is_empty() {
+            replace_known(&mut body, &restore);
+        }
+        let body = body.to_string();
         Ok(CloudRequest {
             body,
             provider: provider.clone(),
@@ -314,6 +325,21 @@ fn replaced(
         }
         Value::Null | Value::Bool(_) => value.clone(),
     })
+}
+
+/// Replaces what is known to be private wherever else it stands: a number that only the words around it gave away stands there
+/// without them.
+fn replace_known(value: &mut Value, restore: &RestoreMap) {
+    match value {
+        Value::String(text) => restore.replace_known(text),
+        Value::Array(items) => items
+            .iter_mut()
+            .for_each(|item| replace_known(item, restore)),
+        Value::Object(map) => map
+            .values_mut()
+            .for_each(|item| replace_known(item, restore)),
+        Value::Null | Value::Bool(_) | Value::Number(_) => (),
+    }
 }
 
 /// A request that the policy lets go. Only [`Gate`] makes one.

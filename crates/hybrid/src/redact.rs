@@ -45,6 +45,35 @@ impl RestoreMap {
         }
     }
 
+    /// Bytes of an original from which it is recognised by itself; shorter ones are parts of too many other words.
+    const TELLING: usize = 5;
+
+    /// Puts placeholders where originals stand by themselves.
+    pub(crate) fn replace_known(&self, text: &mut String) {
+        for (placeholder, original) in &self.originals {
+            let is_of_names = self.originals.keys().any(|name| name.contains(original));
+            if original.len() >= Self::TELLING && !is_of_names && text.contains(original) {
+                *text = text.replace(original, placeholder);
+            }
+        }
+    }
+
+    /// Whether a text ends within an original, so that the rest of it would follow.
+    pub(crate) fn ends_within(&self, text: &str) -> bool {
+        let tail: Vec<char> = text
+            .chars()
+            .rev()
+            .take(256)
+            .flat_map(char::to_lowercase)
+            .collect();
+        self.originals.values().any(|original| {
+            let original: Vec<char> = original.chars().flat_map(char::to_lowercase).collect();
+            let longest = original.len().saturating_sub(1).min(tail.len());
+            (Self::TELLING - 1..=longest)
+                .any(|length| original[..length].iter().eq(tail[..length].iter().rev()))
+        })
+    }
+
     /// Placeholders and originals.
     pub fn entries(&self) -> impl Iterator<Item = (&str, &str)> {
         self.originals

@@ -10,10 +10,14 @@ use ondine_runtime::sample::{SampleError, Sampled, SamplingOptions};
 use ondine_runtime::tokenizer::EncodeOptions;
 use ondine_runtime::{Continuation, GenerateOptions, Model};
 
+use serde_json::{Map, Value, json};
+use tokio::sync::mpsc::UnboundedReceiver;
+
 use crate::app::App;
+use crate::cloud::{News, OnDevicePart};
 use crate::engine::{Engine, Event, Job, Outcome, Priority, Ticket, Work};
 use crate::error::{ApiError, constraint_error};
-use crate::placement::{Place, Question};
+use crate::placement::Question;
 use crate::receipt::Receipt;
 use crate::tools::{Part, Splitter, Tool, ToolChoice, ToolStyle};
 
@@ -39,6 +43,8 @@ pub(crate) struct Ask {
     pub(crate) constraint: Option<(&'static str, ConstraintSpec)>,
     pub(crate) tools: Vec<Tool>,
     pub(crate) tool_choice: ToolChoice,
+    /// Fields of a request to a provider that asks for the same; none where an endpoint keeps its requests here.
+    pub(crate) remote: Option<Map<String, Value>>,
     pub(crate) manner: Manner,
 }
 
@@ -53,9 +59,11 @@ pub(crate) enum Prompt {
 }
 
 /// How urgent it is, from the request's headers.
-#[derive(Debug, Clone, Copy, Default)]
+#[derive(Debug, Clone, Default)]
 pub(crate) struct Manner {
     pub(crate) priority: Priority,
+    /// Class of the task, as policies name it.
+    pub(crate) task: Option<String>,
     pub(crate) deadline: Option<Duration>,
 }
 
@@ -74,6 +82,7 @@ impl Ask {
             constraint: None,
             tools: Vec::new(),
             tool_choice: ToolChoice::Auto,
+            remote: None,
             manner,
         }
     }
@@ -93,8 +102,10 @@ impl Ask {
         if let Some(token) = biased.max().filter(|&token| token as usize >= vocabulary) {
             return Err(SampleError::UnknownToken { token, vocabulary }.into());
         }
+        let stays = self.stays();
+        let remote = self.remote().filter(|_| stays.is_none());
         let mut encoded = Vec::new();
-        let mut decision = None;
+        let mut placed = None;
         for prompt in &self.prompts {
             let tokens = encode(&model, prompt, style.as_ref(), &self.tools)?;
             check_length(&tokens, engine.context_length(), vocabulary)?;
@@ -104,16 +115,48 @@ impl Ask {
             };
             let question = Question {
                 messages,
+                task: self.manner.task.as_deref().unwrap_or("chat"),
                 prompt_tokens: tokens.len(),
+                max_tokens: self.max_tokens,
                 deadline: self.manner.deadline,
                 needs_tools: !self.tools.is_empty(),
                 waiting: engine.waiting(),
+                context: engine.context_length(),
+                token_ms: engine.figures().token_ms(),
+                prompt_token_ms: engine.figures().prompt_token_ms(),
+                remote: remote.as_ref(),
+                stays,
             };
-            decision.get_or_insert_with(|| app.placement.place(&question));
+            if placed.is_none() {
+                placed = Some(app.placement.place(&question)?);
+            }
             encoded.push(tokens);
         }
-        let decision = decision.ok_or_else(|| ApiError::invalid("prompt", "no prompt is given"))?;
-        let Place::Device = decision.place;
+        let placed = placed.ok_or_else(|| ApiError::invalid("prompt", "no prompt is given"))?;
+        let receipt = Receipt::new(placed.decision, &name, engine.device());
+        let prompt_tokens = encoded.iter().map(Vec::len).sum();
+        let splitter = |_| style.as_ref().map(|style| style.splitter(&self.tools));
+        if let (Some(plan), [tokens]) = (placed.plan, encoded.as_slice()) {
+            let device = OnDevicePart {
+                engine: engine.clone(),
+                prompt: tokens.clone(),
+                sampling: self.sampling.clone(),
+                max_tokens: self.max_tokens,
+                stop: self.stop.clone(),
+                priority: self.manner.priority,
+                deadline: self.manner.deadline.map(|allowed| begun + allowed),
+            };
+            return Ok(Running {
+                open: 1,
+                choices: (0..1).map(splitter).map(Choice::new).collect(),
+                prompt_tokens,
+                source: Source::Conducted(plan.begin(device)?, Box::new(receipt.clone())),
+                engine,
+                receipt,
+                has_begun: false,
+                updates: VecDeque::new(),
+            });
+        }
         let mut jobs = Vec::new();
         for tokens in &encoded {
             let max_tokens = match constraint {
@@ -154,17 +197,54 @@ impl Ask {
                 });
             }
         }
-        let receipt = Receipt::new(decision, &name, engine.device());
-        let splitter = |_| style.as_ref().map(|style| style.splitter(&self.tools));
         Ok(Running {
             open: jobs.len(),
             choices: (0..jobs.len()).map(splitter).map(Choice::new).collect(),
-            prompt_tokens: encoded.iter().map(Vec::len).sum(),
-            ticket: engine.submit(jobs)?,
+            prompt_tokens,
+            source: Source::Device(engine.submit(jobs)?),
             engine,
             receipt,
+            has_begun: false,
             updates: VecDeque::new(),
         })
+    }
+
+    /// What about the request only the device does.
+    fn stays(&self) -> Option<&'static str> {
+        let is_plain = |message: &Message| {
+            matches!(message.role(), "system" | "user" | "assistant")
+                && message.field("tool_calls").is_none()
+        };
+        match self.prompts.as_slice() {
+            [Prompt::Chat(messages)] if !messages.iter().all(is_plain) => {
+                Some("a conversation with calls")
+            }
+            [Prompt::Chat(_)] if !self.tools.is_empty() => Some("a request with tools"),
+            [Prompt::Chat(_)] if self.constraint.is_some() => Some("structured output"),
+            [Prompt::Chat(_)] if self.choices > 1 => Some("a request for several answers"),
+            [Prompt::Chat(_)] if self.sampling.top_logprobs > 0 => {
+                Some("a request for probabilities")
+            }
+            [Prompt::Chat(_)] if !self.sampling.logit_bias.is_empty() => {
+                Some("a request by token ids")
+            }
+            [Prompt::Chat(_)] if self.remote.is_some() => None,
+            _ => Some("a request of this interface"),
+        }
+    }
+
+    /// The fields that ask a provider for the same.
+    fn remote(&self) -> Option<Map<String, Value>> {
+        let mut fields = self.remote.clone()?;
+        fields.insert("stream".into(), true.into());
+        fields.insert("stream_options".into(), json!({"include_usage": true}));
+        if let Some(most) = self.max_tokens {
+            fields.insert("max_tokens".into(), most.into());
+        }
+        if !self.stop.is_empty() {
+            fields.insert("stop".into(), json!(self.stop));
+        }
+        Some(fields)
     }
 
     /// The request's own constraint, or the one that its tools ask for. A call that the model is free to make is not worth an
@@ -205,11 +285,20 @@ fn encode(
     match prompt {
         Prompt::Chat(messages) => {
             let template = model.chat_template()?;
-            let request = match style {
-                Some(style) => style.request(messages.clone(), tools),
-                None => ChatRequest::new(messages.clone()),
+            // A last message of the assistant is the beginning of the answer.
+            let (messages, beginning) = match messages.as_slice() {
+                [before @ .., last] if !before.is_empty() && is_beginning(last) => {
+                    (before, last.content().unwrap_or_default())
+                }
+                all => (all, ""),
             };
-            Ok(model.encode_rendered(&render(template, request)?))
+            let request = match style {
+                Some(style) => style.request(messages.to_vec(), tools),
+                None => ChatRequest::new(messages.to_vec()),
+            };
+            let mut rendered = render(template, request)?;
+            rendered.push_str(beginning);
+            Ok(model.encode_rendered(&rendered))
         }
         Prompt::Text(text) => Ok(model.tokenizer().encode(
             text,
@@ -220,6 +309,12 @@ fn encode(
         )),
         Prompt::Tokens(tokens) => Ok(tokens.clone()),
     }
+}
+
+fn is_beginning(message: &Message) -> bool {
+    message.role() == "assistant"
+        && message.field("tool_calls").is_none()
+        && message.content().is_some_and(|text| !text.is_empty())
 }
 
 /// Renders; where a template refuses system messages, the instruction becomes a part of what the user says first.
@@ -275,10 +370,19 @@ pub(crate) struct Running {
     pub(crate) receipt: Receipt,
     /// Tokens of all prompts.
     pub(crate) prompt_tokens: usize,
-    ticket: Ticket,
+    source: Source,
     choices: Vec<Choice>,
     open: usize,
+    has_begun: bool,
     updates: VecDeque<Update>,
+}
+
+/// Where the news come from.
+enum Source {
+    /// The device alone.
+    Device(Ticket),
+    /// Several places may take part; with the receipt of an answer from here.
+    Conducted(UnboundedReceiver<News>, Box<Receipt>),
 }
 
 struct Choice {
@@ -324,6 +428,8 @@ pub(crate) enum What {
     Part(Part),
     /// A token was chosen; its text may come later.
     Token(Sampled),
+    /// Another place goes on.
+    Handover(String),
     /// It is at its end.
     Finished(Box<Finished>),
 }
@@ -362,19 +468,60 @@ impl Running {
             if self.open == 0 {
                 return None;
             }
-            match self.ticket.next().await {
-                Some((choice, event)) => {
-                    if let Err(error) = self.take(choice, event) {
-                        self.open = 0;
-                        return Some(Err(error));
-                    }
-                }
-                None => {
-                    self.open = 0;
-                    return Some(Err(crate::engine::EngineError::ShuttingDown.into()));
-                }
+            let taken = match &mut self.source {
+                Source::Device(ticket) => match ticket.next().await {
+                    Some((choice, event)) => self.take(choice, event),
+                    None => Err(crate::engine::EngineError::ShuttingDown.into()),
+                },
+                Source::Conducted(news, _) => match news.recv().await {
+                    Some(news) => self.hear(news),
+                    None => Err(ApiError::all_failed()),
+                },
+            };
+            if let Err(error) = taken {
+                self.open = 0;
+                return Some(Err(error));
             }
         }
+    }
+
+    /// Takes what a conducted answer tells.
+    fn hear(&mut self, news: News) -> Result<(), ApiError> {
+        let mut push = |what| self.updates.push_back(Update { choice: 0, what });
+        match news {
+            News::From {
+                place,
+                model,
+                region,
+            } => {
+                if let Source::Conducted(_, here) = &self.source {
+                    self.receipt.moved(here, place.clone(), model, region);
+                }
+                if self.has_begun {
+                    push(What::Handover(place));
+                }
+            }
+            News::Text(text) => {
+                self.has_begun = true;
+                for part in self.choices[0].parts(&text, false) {
+                    push(What::Part(part));
+                }
+            }
+            News::Ended(ending) => {
+                let outcome = ending.result?;
+                for part in self.choices[0].parts("", true) {
+                    push(What::Part(part));
+                }
+                self.receipt.steps = ending.steps;
+                push(What::Finished(Box::new(Finished {
+                    receipt: self.receipt.finished(&outcome),
+                    has_called: false,
+                    outcome,
+                })));
+                self.open -= 1;
+            }
+        }
+        Ok(())
     }
 
     fn take(&mut self, choice: usize, event: Event) -> Result<(), ApiError> {
@@ -431,6 +578,7 @@ impl Running {
                 What::Part(Part::Text(text)) => answer.text.push_str(&text),
                 What::Part(Part::Call(name, arguments)) => answer.calls.push((name, arguments)),
                 What::Token(token) => answer.tokens.push(token),
+                What::Handover(_) => (),
                 What::Finished(finished) => answer.finished = Some(finished),
             }
         }

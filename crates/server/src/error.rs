@@ -50,6 +50,41 @@ impl ApiError {
         self
     }
 
+    /// Nobody may answer.
+    pub(crate) fn no_place(receipt: &ondine_hybrid::route::Receipt) -> Self {
+        let lost = receipt.candidates.iter().map(|candidate| {
+            let why = json!(candidate.lost);
+            format!(
+                "{}: {}",
+                candidate.name,
+                why.as_str().unwrap_or_default().replace('_', " ")
+            )
+        });
+        let message = format!(
+            "no place may answer this ({}); change the policy or the request",
+            lost.collect::<Vec<_>>().join(", ")
+        );
+        ApiError::new(StatusCode::FORBIDDEN, message).with_code("no_place")
+    }
+
+    /// Everybody who was asked failed.
+    pub(crate) fn all_failed() -> Self {
+        let message = "nobody who may answer could; the receipt says why, try again later";
+        ApiError::new(StatusCode::BAD_GATEWAY, message).with_code("no_answer")
+    }
+
+    /// As many requests as possible are on their way.
+    pub(crate) fn busy() -> Self {
+        ApiError {
+            retry_after: Some(1),
+            ..ApiError::new(
+                StatusCode::TOO_MANY_REQUESTS,
+                "too many requests are on their way; try again",
+            )
+            .with_code("queue_full")
+        }
+    }
+
     fn kind(&self) -> &'static str {
         match self.status.as_u16() {
             401 => "authentication_error",

@@ -7,6 +7,7 @@
 
 mod app;
 mod ask;
+mod cloud;
 pub mod engine;
 mod error;
 mod http;
@@ -20,8 +21,9 @@ mod redact;
 mod tools;
 
 pub use app::{App, ServerOptions};
+pub use cloud::{CloudError, Hybrid, HybridOptions};
 pub use error::ApiError;
 pub use http::Server;
 pub use models::{Loader, Models, Offer};
-pub use placement::{Decision, OnDevice, Place, Placement, Question};
+pub use placement::{Decision, OnDevice, Place, Placed, Placement, Question};
 pub use receipt::{Receipt, Timings};

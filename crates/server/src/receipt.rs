@@ -3,14 +3,18 @@
 use std::time::Duration;
 
 use hyper::header::{HeaderName, HeaderValue};
+use ondine_hybrid::cloud::Step;
 use ondine_runtime::backend::DeviceReport;
 use serde::Serialize;
 
 use crate::engine::Outcome;
-use crate::placement::Decision;
+use crate::placement::{Decision, Place};
 
 /// Header that carries the receipt: whole where the answer is sent at once, the decision alone where it is streamed.
 pub(crate) const HEADER: HeaderName = HeaderName::from_static("x-ondine-receipt");
+
+/// Bytes of that header at most; common clients and proxies take 8 KiB of all headers.
+const MOST_HEADER: usize = 6 << 10;
 
 /// A receipt. The last chunk of a stream carries it as the field `ondine`.
 #[derive(Debug, Clone, PartialEq, Serialize)]
@@ -28,6 +32,9 @@ pub struct Receipt {
     pub device: String,
     /// Threads it uses.
     pub threads: usize,
+    /// What happened on the way to the answer, where several places took part.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub steps: Vec<Step>,
     /// How it went, once it is over.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub timings: Option<Timings>,
@@ -65,7 +72,34 @@ impl Receipt {
             backend: device.backend.clone(),
             device: device.device.clone(),
             threads: device.threads,
+            steps: Vec::new(),
             timings: None,
+        }
+    }
+
+    /// Another place writes: a provider with its model and region, or the device again.
+    pub(crate) fn moved(
+        &mut self,
+        here: &Receipt,
+        place: String,
+        model: Option<String>,
+        region: Option<String>,
+    ) {
+        match model {
+            Some(model) => {
+                self.decision.place = Place::Provider(place);
+                self.model = model;
+                self.backend = "provider".into();
+                self.device = region.unwrap_or_default();
+                self.threads = 0;
+            }
+            None => {
+                self.decision.place = Place::Device;
+                self.model.clone_from(&here.model);
+                self.backend.clone_from(&here.backend);
+                self.device.clone_from(&here.device);
+                self.threads = here.threads;
+            }
         }
     }
 
@@ -88,9 +122,16 @@ impl Receipt {
         }
     }
 
-    /// As a header's value; JSON of numbers and names is ASCII unless the model's name is not.
+    /// As a header's value; JSON of numbers and names is ASCII unless the model's name is not. What would be too long for some
+    /// clients is in the body alone.
     pub(crate) fn header(&self) -> Option<HeaderValue> {
-        let text = serde_json::to_string(self).ok()?;
+        let mut text = serde_json::to_string(self).ok()?;
+        if text.len() > MOST_HEADER {
+            let mut short = self.clone();
+            short.decision.route = None;
+            short.steps.clear();
+            text = serde_json::to_string(&short).ok()?;
+        }
         let ascii: String = text
             .chars()
             .map(|c| if c.is_ascii() { c } else { '?' })

@@ -4,13 +4,16 @@ use super::load::{DEFAULT_MODEL, LoadArgs, ModelArgs};
 use crate::error::CliError;
 use crate::interrupt;
 use crate::output::Output;
+use ondine_hybrid::policy::Policy;
 use ondine_runtime::{Limits, Model};
 use ondine_server::engine::{Engine, EngineOptions};
-use ondine_server::{App, Models, Offer, OnDevice, Server, ServerOptions};
+use ondine_server::{
+    App, Hybrid, HybridOptions, Models, Offer, OnDevice, Placement, Server, ServerOptions,
+};
 use serde_json::json;
 use std::io::ErrorKind;
 use std::net::SocketAddr;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, SystemTime};
 
@@ -20,6 +23,7 @@ use std::time::{Duration, SystemTime};
 Examples:
   ondine serve
   ondine serve -m smollm2-135m-instruct -m gemma-3-270m --listen 127.0.0.1:9000
+  ondine serve --policy policy.toml
   ondine serve --listen 0.0.0.0:8080 --token \"$(cat token)\"
 
   curl http://127.0.0.1:8080/v1/chat/completions -d '{\"messages\":[{\"role\":\"user\",\"content\":\"Hello\"}]}'
@@ -50,6 +54,20 @@ pub struct Args {
     /// Megabytes for keys and values, of running and of kept conversations
     #[arg(long, value_name = "MB", default_value_t = 1024, value_parser = clap::value_parser!(u32).range(1..))]
     kv_memory: u32,
+    /// Megabytes of those for conversations that ended, kept for those that begin alike; 0 keeps none
+    #[arg(long, value_name = "MB", default_value_t = 256)]
+    prefix_cache: u32,
+    /// What may be answered elsewhere, and where; without one everything is answered here
+    #[arg(long, value_name = "FILE")]
+    policy: Option<PathBuf>,
+    /// Hand over to a provider, if the policy lets it, where the mean log-probability of 16 tokens falls below this
+    #[arg(
+        long,
+        value_name = "LOGPROB",
+        requires = "policy",
+        allow_negative_numbers = true
+    )]
+    unsure_below: Option<f32>,
     /// Kilobytes of a request at most
     #[arg(long, value_name = "KB", default_value_t = 8192, value_parser = clap::value_parser!(u32).range(1..))]
     max_request: u32,
@@ -98,10 +116,11 @@ pub fn run(args: &Args, output: &mut Output) -> Result<(), CliError> {
             )));
         }
     }
+    let placement = placement(args)?;
     let names: Vec<String> = offers.iter().map(|offer| offer.name.clone()).collect();
     let models = Models::new(offers);
     models.engine(None).map_err(failed)?;
-    let app = App::new(models, Box::new(OnDevice), options).map_err(failed)?;
+    let app = App::new(models, placement, options).map_err(failed)?;
     let server = Server::bind(args.listen, app).map_err(|error| match error.kind() {
         ErrorKind::AddrInUse => CliError::Failed(format!(
             "{} is taken; choose another port with --listen",
@@ -118,6 +137,28 @@ pub fn run(args: &Args, output: &mut Output) -> Result<(), CliError> {
     server.run(&interrupt::is_interrupted).map_err(failed)
 }
 
+/// Where requests run: here, or where the policy lets them.
+fn placement(args: &Args) -> Result<Box<dyn Placement>, CliError> {
+    let Some(path) = &args.policy else {
+        return Ok(Box::new(OnDevice));
+    };
+    if args.unsure_below.is_some_and(|bound| !bound.is_finite()) {
+        let message = "--unsure-below must be a number, such as -2.5";
+        return Err(CliError::Usage(message.into()));
+    }
+    let text = std::fs::read_to_string(path)
+        .map_err(|error| CliError::Failed(format!("{}: {error}", path.display())))?;
+    let policy = Policy::parse(&text)
+        .map_err(|error| CliError::Refused(format!("{}: {error}", path.display())))?;
+    let options = HybridOptions {
+        unsure_below: args.unsure_below,
+        ..HybridOptions::default()
+    };
+    let hybrid = Hybrid::new(policy, options)
+        .map_err(|error| CliError::Refused(format!("{}: {error}", path.display())))?;
+    Ok(Box::new(hybrid))
+}
+
 /// What a model of the command line offers; its weights are loaded when they are first needed.
 fn offer(name: &str, args: &Args, output: &Output) -> Result<Offer, CliError> {
     let path = ModelArgs::named(name).path(output)?;
@@ -129,6 +170,7 @@ fn offer(name: &str, args: &Args, output: &Output) -> Result<Offer, CliError> {
         parallel: args.parallel.into(),
         queue: args.queue.into(),
         kv_bytes: u64::from(args.kv_memory) * 1_000_000,
+        prefix_bytes: u64::from(args.prefix_cache) * 1_000_000,
     };
     let shown = match Path::new(name).exists() {
         true => path

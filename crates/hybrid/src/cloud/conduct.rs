@@ -5,7 +5,7 @@ use crate::egress::{Cleared, Conversation, Gate, Kept, Label, Transport};
 use crate::redact::Restorer;
 use crate::route::LatencyProfile;
 use serde::Serialize;
-use std::collections::VecDeque;
+use std::collections::{BTreeSet, VecDeque};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -37,10 +37,10 @@ impl Request<'_> {
 pub enum Output {
     /// More of the answer. What was given stays valid.
     Text(String),
-    /// Another place goes on.
-    Handover {
-        /// Its name.
-        to: String,
+    /// Who writes what follows: before the first text, and whenever another place goes on.
+    From {
+        /// The place.
+        place: String,
     },
 }
 
@@ -122,6 +122,7 @@ pub fn conduct<W: World>(
         steps: Vec::new(),
         attempts: 0,
         retry_at: None,
+        failed: BTreeSet::new(),
         may_hedge: true,
         active: None,
         rival: None,
@@ -167,6 +168,8 @@ struct Conductor<'a, W> {
     /// At the place in front.
     attempts: u32,
     retry_at: Option<Duration>,
+    /// Places that failed.
+    failed: BTreeSet<String>,
     /// False once the budget refused a hedge.
     may_hedge: bool,
     active: Option<Attempt>,
@@ -200,6 +203,9 @@ const RESERVE: f64 = 0.15;
 /// A short answer is this part of a long one.
 const SHORT: u32 = 8;
 
+/// Probability that a provider that is asked answers to the end, and as quickly as usual.
+const RELIABILITY: f64 = 0.9;
+
 /// Pieces after which a line's speed is believed.
 const ENOUGH_PIECES: u32 = 6;
 
@@ -207,7 +213,7 @@ impl<W: World> Conductor<'_, W> {
     fn run(mut self) -> Outcome {
         self.health().begin();
         loop {
-            if !self.is_heard {
+            if !self.is_heard || !self.world.is_wanted() {
                 return self.end(false, StepKind::Cancelled);
             }
             if self.active.is_none() && self.retry_at.is_none() && !self.begin_next() {
@@ -313,8 +319,15 @@ impl<W: World> Conductor<'_, W> {
         let conversation = if self.shown.is_empty() {
             self.request.conversation
         } else {
+            let mut extra = self.request.conversation.extra.clone();
+            // What is shown is part of the answer that `max_tokens` bounds.
+            if let Some(most) = extra.get("max_tokens").and_then(serde_json::Value::as_u64) {
+                let left = most.saturating_sub(self.pieces_shown.into()).max(1);
+                extra.insert("max_tokens".into(), left.into());
+            }
             continued = Conversation {
                 local_prefix: Some(self.shown.clone()),
+                extra,
                 ..self.request.conversation.clone()
             };
             &continued
@@ -345,15 +358,21 @@ impl<W: World> Conductor<'_, W> {
         if attempt.place == Request::DEVICE {
             return Duration::MAX;
         }
-        let options = &self.health().options;
-        let (since, limit) = match attempt.last_text {
-            Some(last) => (last, options.between_texts),
-            None => (attempt.began, options.first_text),
+        let (since, limit, usual) = {
+            let health = self.health();
+            let usual = health.first_text_ms(&attempt.place, 0.95).unwrap_or(0.0);
+            match attempt.last_text {
+                Some(last) => (last, health.options.between_texts, 0.0),
+                None => (attempt.began, health.options.first_text, usual),
+            }
         };
+        let least = Duration::from_millis(250).max(Duration::from_secs_f32(usual / 1000.0));
+        // While the device writes besides, waiting costs nothing.
+        let is_insured = attempt.last_text.is_none() && self.is_insurance();
         let limit = match self.request.deadline {
-            Some(deadline) if self.may_run_here() => {
+            Some(deadline) if self.may_run_here() && !is_insured => {
                 let left = deadline.saturating_sub(since);
-                limit.min((left / 8).max(Duration::from_millis(250)))
+                limit.min((left / 8).max(least))
             }
             _ => limit,
         };
@@ -626,6 +645,7 @@ impl<W: World> Conductor<'_, W> {
                 .breaker(place)
                 .record(now, !fault.is_passing());
         }
+        self.failed.insert(place.to_owned());
         self.note(place, StepKind::Failed(fault.to_string()));
     }
 
@@ -646,27 +666,41 @@ impl<W: World> Conductor<'_, W> {
         }
         let now = self.world.now();
         let since_first = now.saturating_sub(active.first_text.unwrap_or(now));
-        // The longer an answer is already, the longer it will probably become.
-        let written = self.pieces_shown;
-        let left = self
-            .request
-            .answer_tokens
-            .saturating_sub(written)
-            .max(written / 2);
-        let here = since_first.as_secs_f64() / f64::from(active.pieces - 1) * f64::from(left);
-        if here <= deadline.saturating_sub(now).as_secs_f64() {
-            return;
-        }
-        let quicker = self
+        let left = deadline.saturating_sub(now).as_secs_f64();
+        let here = since_first.as_secs_f64() / f64::from(active.pieces - 1);
+        let stay = self.chance(left / here.max(1e-6));
+        let better = self
             .places
             .iter()
-            .filter(|place| **place != active.place)
-            .filter_map(|place| Some((self.seconds(place, written, left)?, place.clone())))
-            .min_by(|a, b| a.0.total_cmp(&b.0))
-            .filter(|(there, _)| there * (1.0 + RESERVE) < here);
-        if let Some((_, place)) = quicker {
+            // Who failed already would probably cost more time than it saves.
+            .filter(|place| **place != active.place && !self.failed.contains(*place))
+            .filter_map(|place| {
+                let reliability = match *place == Request::DEVICE {
+                    true => 1.0,
+                    false => RELIABILITY,
+                };
+                let tokens = self.tokens_within(place, left)?;
+                Some((self.chance(tokens) * reliability, place.clone()))
+            })
+            .max_by(|a, b| a.0.total_cmp(&b.0))
+            .filter(|(go, _)| *go > stay);
+        if let Some((_, place)) = better {
             self.move_to(&place, StepKind::TooSlow);
         }
+    }
+
+    /// The probability that what is left of an answer has no more tokens, if few answers are long: one in a hundred has
+    /// `answer_tokens`, and how long it is already says nothing about the rest.
+    fn chance(&self, tokens: f64) -> f64 {
+        let long = f64::from(self.request.answer_tokens.max(1));
+        1.0 - (-(100.0_f64.ln()) * tokens.max(0.0) / long).exp()
+    }
+
+    /// Tokens that a place probably writes within some seconds, after the prompt and what is written.
+    fn tokens_within(&self, place: &str, seconds: f64) -> Option<f64> {
+        let begin = self.seconds(place, self.pieces_shown, 0)?;
+        let one = self.seconds(place, self.pieces_shown, 1)? - begin;
+        Some((seconds - begin) / one.max(1e-6))
     }
 
     /// Seconds that a place probably takes to write `left` tokens after the prompt and `written` tokens.
@@ -696,7 +730,11 @@ impl<W: World> Conductor<'_, W> {
             self.world.close(left.line);
             self.places
                 .retain(|place| *place != left.place && place != next);
-            self.places.push_back(left.place);
+            // The device, which can hardly fail, comes next if this was a mistake.
+            match left.place == Request::DEVICE {
+                true => self.places.push_front(left.place),
+                false => self.places.push_back(left.place),
+            }
         }
         self.note(next, StepKind::TookOver);
         self.last_place = next.to_owned();
@@ -726,10 +764,9 @@ impl<W: World> Conductor<'_, W> {
             return;
         }
         let place = self.last_place.clone();
-        let is_other = self.has_given.as_ref().is_some_and(|given| *given != place);
-        if is_other {
-            let to = place.clone();
-            self.is_heard &= (self.give)(Output::Handover { to });
+        if self.has_given.as_ref() != Some(&place) {
+            let place = place.clone();
+            self.is_heard &= (self.give)(Output::From { place });
         }
         self.has_given = Some(place);
         self.shown.push_str(&text);

@@ -86,4 +86,9 @@ pub trait World {
 
     /// Cancels a line; no event of it is wanted any more.
     fn close(&mut self, line: Line);
+
+    /// False once nobody waits for the answer; [`World::wait`] returns early then.
+    fn is_wanted(&self) -> bool {
+        true
+    }
 }

@@ -102,8 +102,12 @@ pub struct Figures {
     pub running: Number,
     /// Bytes of keys and values held now; shared ones count for each that shares them.
     pub kv_bytes: Number,
+    /// Bytes of them that are kept of ended conversations.
+    pub prefix_bytes: Number,
     /// Steps of the decoder.
     pub steps: Number,
+    /// Prompt tokens computed in 1000 seconds, a moving mean.
+    pub prompt_rate: Number,
     /// From submission to the first token.
     pub time_to_first_token: Histogram,
     /// From one token of an answer to the next.
@@ -113,6 +117,20 @@ pub struct Figures {
 }
 
 impl Figures {
+    /// Mean milliseconds from one token of an answer to the next; none before the first answers.
+    pub fn token_ms(&self) -> Option<f32> {
+        let mean = self.between_tokens.mean()?;
+        Some(mean.as_secs_f32() * 1000.0)
+    }
+
+    /// Milliseconds for a token of a prompt, as last measured; none before the first.
+    pub fn prompt_token_ms(&self) -> Option<f32> {
+        match self.prompt_rate.value() {
+            0 => None,
+            rate => Some(1e6 / rate as f32),
+        }
+    }
+
     /// How long somebody behind `waiting` others should stay away: as long as a typical answer takes, a second at least.
     pub fn typical_wait(&self, waiting: usize) -> Duration {
         let typical = self.service.mean().unwrap_or(Duration::from_secs(1));
@@ -128,7 +146,7 @@ pub type Named<'a> = (&'a str, &'a Figures, usize);
 /// The figures of all models, each metric described once.
 pub fn write(out: &mut String, models: &[Named<'_>]) {
     type Read = fn(&Named<'_>) -> u64;
-    let numbers: [(&str, &str, &str, Read); 13] = [
+    let numbers: [(&str, &str, &str, Read); 14] = [
         (
             "prompt_tokens_total",
             "counter",
@@ -198,6 +216,12 @@ pub fn write(out: &mut String, models: &[Named<'_>]) {
         ("kv_bytes", "gauge", "Bytes of keys and values held.", |m| {
             m.1.kv_bytes.value()
         }),
+        (
+            "prefix_cache_bytes",
+            "gauge",
+            "Bytes of keys and values kept of ended conversations.",
+            |m| m.1.prefix_bytes.value(),
+        ),
     ];
     for (name, kind, help, read) in numbers {
         let _ = writeln!(

@@ -32,6 +32,8 @@ pub struct EngineOptions {
     /// Bytes of keys and values at most, of running conversations and of the prefix cache together. One conversation may
     /// always run, whatever it needs.
     pub kv_bytes: u64,
+    /// Bytes of the prefix cache at most: conversations that ended and are kept for those that begin alike.
+    pub prefix_bytes: u64,
 }
 
 impl Default for EngineOptions {
@@ -40,6 +42,7 @@ impl Default for EngineOptions {
             parallel: 16,
             queue: 64,
             kv_bytes: 1 << 30,
+            prefix_bytes: 256 << 20,
         }
     }
 }

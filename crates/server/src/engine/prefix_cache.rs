@@ -8,10 +8,16 @@ const MOST: usize = 64;
 /// Tokens that must be common for a reuse to pay.
 const LEAST_COMMON: usize = 8;
 
-/// Ended sequences, least recently used first.
-#[derive(Default)]
+/// Positions that a decoder takes memory for at once.
+const PAGE: usize = 64;
+
+/// Ended sequences, least recently used first, within a bound of bytes.
 pub(super) struct PrefixCache {
     kept: Vec<Kept>,
+    /// Bytes of all, as if none shared anything.
+    bytes: u64,
+    most_bytes: u64,
+    per_position: u64,
 }
 
 struct Kept {
@@ -19,7 +25,28 @@ struct Kept {
     tokens: Vec<u32>,
 }
 
+impl Kept {
+    fn bytes(&self, per_position: u64) -> u64 {
+        self.tokens.len().next_multiple_of(PAGE) as u64 * per_position
+    }
+}
+
 impl PrefixCache {
+    /// Nothing is kept yet; at most `most_bytes` will be, with `per_position` bytes for the keys and values of a token.
+    pub(super) fn new(most_bytes: u64, per_position: u64) -> Self {
+        PrefixCache {
+            kept: Vec::new(),
+            bytes: 0,
+            most_bytes,
+            per_position,
+        }
+    }
+
+    /// Bytes that are kept; those shared with others count for each.
+    pub(super) fn bytes(&self) -> u64 {
+        self.bytes
+    }
+
     /// Keeps a sequence that holds `tokens`. One that holds a beginning of them is superfluous then.
     pub(super) fn keep(
         &mut self,
@@ -31,10 +58,17 @@ impl PrefixCache {
             decoder.stop(sequence);
             return;
         }
-        if self.kept.len() == MOST {
+        let kept = Kept { sequence, tokens };
+        let bytes = kept.bytes(self.per_position);
+        if bytes > self.most_bytes {
+            decoder.stop(sequence);
+            return;
+        }
+        while self.kept.len() >= MOST || self.bytes + bytes > self.most_bytes {
             self.drop_oldest(decoder);
         }
-        self.kept.push(Kept { sequence, tokens });
+        self.bytes += bytes;
+        self.kept.push(kept);
     }
 
     /// A sequence that holds a beginning of `prompt`, but not all of it, and how many tokens it holds.
@@ -84,7 +118,9 @@ impl PrefixCache {
         if self.kept.is_empty() {
             return false;
         }
-        decoder.stop(self.kept.remove(0).sequence);
+        let oldest = self.kept.remove(0);
+        self.bytes -= oldest.bytes(self.per_position);
+        decoder.stop(oldest.sequence);
         true
     }
 

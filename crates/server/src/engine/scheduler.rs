@@ -110,15 +110,19 @@ impl Scheduler {
                 Mixer::Attention(attention) => attention.window.is_some(),
                 Mixer::ShortConvolution(_) => true,
             });
+        let decoder_memory = decoder.memory();
         Scheduler {
-            kv_per_position: decoder.memory().kv_per_position,
+            kv_per_position: decoder_memory.kv_per_position,
             decoder,
             options,
             arrivals,
             shared,
             waiting: Default::default(),
             running: Vec::new(),
-            cache: PrefixCache::default(),
+            cache: PrefixCache::new(
+                options.prefix_bytes.min(options.kv_bytes),
+                decoder_memory.kv_per_position,
+            ),
             cuts_are_lossy,
             prefill_rate: 200.0,
             steps: 0,
@@ -134,6 +138,7 @@ impl Scheduler {
             self.step();
             let figures = &self.shared.figures;
             figures.running.set(self.running.len() as u64);
+            figures.prefix_bytes.set(self.cache.bytes());
         }
         let left = self.running.drain(..).map(|running| running.task);
         for task in left.chain(self.waiting.into_iter().flatten()) {
@@ -441,6 +446,8 @@ impl Scheduler {
         if rows >= 2 * plan.len() && rows >= LEAST_PREFILL {
             let rate = rows as f64 / elapsed.as_secs_f64().max(1e-6);
             self.prefill_rate += (rate - self.prefill_rate) * 0.2;
+            let rate = (self.prefill_rate * 1000.0) as u64;
+            self.shared.figures.prompt_rate.set(rate);
         }
     }
 

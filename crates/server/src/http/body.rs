@@ -102,8 +102,17 @@ fn manner(headers: &HeaderMap, longest: Duration) -> Result<Manner, ApiError> {
             return Err(ApiError::invalid("x-ondine-priority", message));
         }
     };
+    let task = text("x-ondine-task");
+    if task
+        .as_ref()
+        .is_some_and(|task| task.is_empty() || task.len() > 64)
+    {
+        let message = "x-ondine-task must name a class of tasks in at most 64 characters";
+        return Err(ApiError::invalid("x-ondine-task", message));
+    }
     Ok(Manner {
         priority,
+        task,
         deadline: Some(deadline),
     })
 }

@@ -74,6 +74,7 @@ async fn metrics(State(app): State<Arc<App>>) -> Response {
         .collect();
     let mut out = String::new();
     figures::write(&mut out, &models);
+    app.placement.figures(&mut out);
     out.push_str("# HELP ondine_responses_total Responses by status code.\n# TYPE ondine_responses_total counter\n");
     if let Ok(responses) = app.responses.lock() {
         for (code, count) in responses.iter() {

@@ -112,7 +112,7 @@ impl Writer for Lines {
             What::Part(Part::Call(name, arguments)) => {
                 line(&self.line("", &[call(&name, &arguments)]))
             }
-            What::Token(_) => String::new(),
+            What::Token(_) | What::Handover(_) => String::new(),
             What::Finished(finished) => {
                 let mut last = self.line("", &[]);
                 if let (Value::Object(last), Value::Object(figures)) =

@@ -113,7 +113,7 @@ impl Writer for Lines {
     fn update(&mut self, update: Update) -> String {
         match update.what {
             What::Part(Part::Text(text)) => line(&self.line(&text)),
-            What::Part(Part::Call(..)) | What::Token(_) => String::new(),
+            What::Part(Part::Call(..)) | What::Token(_) | What::Handover(_) => String::new(),
             What::Finished(finished) => {
                 let mut last = self.line("");
                 if let (Value::Object(last), Value::Object(figures)) =

@@ -20,9 +20,9 @@ use crate::ask::{Ask, Finished};
 use crate::error::ApiError;
 use crate::http::{Posted, block};
 use crate::models::Offer;
-use crate::openai::Texts;
 use crate::openai::completions::Prompts;
 use crate::openai::embeddings;
+use crate::openai::{Texts, remote_numbers};
 
 /// `options` of a request; others are ignored, as Ollama does.
 #[derive(Debug, Default, Deserialize)]
@@ -45,6 +45,8 @@ impl Options {
     /// Puts them into a request.
     fn apply(self, ask: &mut Ask) -> Result<(), ApiError> {
         let usual = SamplingOptions::default();
+        let given = [("temperature", self.temperature), ("top_p", self.top_p)];
+        ask.remote = Some(remote_numbers(given));
         ask.sampling = SamplingOptions {
             temperature: self.temperature.unwrap_or(usual.temperature),
             top_k: self.top_k.unwrap_or(usual.top_k),

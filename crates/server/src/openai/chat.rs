@@ -56,6 +56,7 @@ pub(crate) async fn handle(
     ask.sampling = body
         .sampling
         .options(super::top_logprobs(wants_logprobs, body.top_logprobs)?)?;
+    ask.remote = Some(body.sampling.remote());
     ask.max_tokens = body.max_completion_tokens.or(body.max_tokens);
     ask.stop = Texts::stops(body.stop)?;
     ask.constraint = super::constraint_of("response_format", body.response_format.as_ref())?;
@@ -216,6 +217,11 @@ impl Writer for Chunks {
                 }
                 None => String::new(),
             },
+            What::Handover(place) => {
+                let mut chunk = self.choice(index, &json!({}), &Value::Null, None);
+                chunk["ondine"] = json!({"handover": {"to": place}});
+                sse(&chunk)
+            }
             What::Finished(finished) => {
                 self.generated += finished.outcome.stats.generated_tokens;
                 self.reused = self.reused.max(finished.outcome.stats.reused_tokens);

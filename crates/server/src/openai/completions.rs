@@ -211,7 +211,7 @@ impl Writer for Form {
         let choice = |text: &str, logprobs: Value, reason: Option<&str>| json!([{"text": text, "index": index, "logprobs": logprobs, "finish_reason": reason}]);
         match update.what {
             What::Part(Part::Text(text)) => sse(&self.part(choice(&text, Value::Null, None))),
-            What::Part(Part::Call(..)) => String::new(),
+            What::Part(Part::Call(..)) | What::Handover(_) => String::new(),
             What::Token(token) => match self.logprobs_of(index, &[token]) {
                 Value::Null => String::new(),
                 logprobs => sse(&self.part(choice("", logprobs, None))),

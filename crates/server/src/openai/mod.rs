@@ -15,7 +15,7 @@ use ondine_runtime::constraint::ConstraintSpec;
 use ondine_runtime::sample::{Sampled, SamplingOptions};
 use ondine_runtime::tokenizer::Tokenizer;
 use serde::Deserialize;
-use serde_json::{Value, json};
+use serde_json::{Map, Value, json};
 
 use crate::ask::MOST_CHOICES;
 use crate::error::ApiError;
@@ -68,6 +68,20 @@ pub(crate) struct SamplingFields {
 }
 
 impl SamplingFields {
+    /// What was given of those fields that every provider knows.
+    pub(crate) fn remote(&self) -> Map<String, Value> {
+        let mut fields = remote_numbers([
+            ("temperature", self.temperature),
+            ("top_p", self.top_p),
+            ("presence_penalty", self.presence_penalty),
+            ("frequency_penalty", self.frequency_penalty),
+        ]);
+        if let Some(seed) = self.seed {
+            fields.insert("seed".into(), seed.into());
+        }
+        fields
+    }
+
     pub(crate) fn options(&self, top_logprobs: usize) -> Result<SamplingOptions, ApiError> {
         let usual = SamplingOptions::default();
         let mut logit_bias = Vec::new();
@@ -111,6 +125,20 @@ impl SamplingFields {
         options.validate()?;
         Ok(options)
     }
+}
+
+/// The numbers that were given, as fields of a request to a provider.
+pub(crate) fn remote_numbers<const N: usize>(
+    numbers: [(&str, Option<f32>); N],
+) -> Map<String, Value> {
+    // A number of 32 bits, written so that it reads as it was given.
+    let short = |value: f32| value.to_string().parse::<f64>().unwrap_or_default();
+    let given = numbers
+        .into_iter()
+        .filter_map(|(name, value)| Some((name, short(value?))));
+    given
+        .map(|(name, value)| (name.to_owned(), value.into()))
+        .collect()
 }
 
 /// Answers wanted.

@@ -59,6 +59,7 @@ pub(crate) async fn handle(
     messages.extend(input(&body.input)?);
     let mut ask = Ask::new(body.model, vec![Prompt::Chat(messages)], manner);
     ask.sampling = body.sampling.options(0)?;
+    ask.remote = Some(body.sampling.remote());
     ask.max_tokens = body.max_output_tokens;
     ask.constraint = super::constraint_of(
         "text.format",

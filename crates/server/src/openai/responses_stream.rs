@@ -124,7 +124,7 @@ impl Writer for Events {
         match update.what {
             What::Part(Part::Text(text)) => self.text(&text),
             What::Part(Part::Call(name, arguments)) => self.call(&name, &arguments),
-            What::Token(_) => String::new(),
+            What::Token(_) | What::Handover(_) => String::new(),
             What::Finished(finished) => {
                 let mut out = self.close();
                 let state = self

@@ -16,7 +16,7 @@ use ondine_runtime::gguf::ModelFile;
 use ondine_runtime::source::Memory;
 use ondine_runtime::{Limits, Model};
 use ondine_server::engine::{Engine, EngineOptions};
-use ondine_server::{App, Models, Offer, OnDevice, Server, ServerOptions};
+use ondine_server::{App, Models, Offer, OnDevice, Placement, Server, ServerOptions};
 use serde_json::Value;
 
 /// A server that ends when it is dropped.
@@ -81,6 +81,16 @@ pub fn engine(model: &Arc<Model>, options: EngineOptions) -> Engine {
     Engine::start(model.clone(), decoder, options).expect("a thread")
 }
 
+fn tiny_offer(shape: &Tiny, options: EngineOptions) -> Offer {
+    let model = tiny(shape);
+    Offer {
+        name: "tiny".into(),
+        modified: SystemTime::UNIX_EPOCH,
+        bytes: 1,
+        loader: Box::new(move || Ok(engine(&model, options))),
+    }
+}
+
 impl Running {
     /// A server of a tiny model.
     pub fn tiny(engine_options: EngineOptions, options: ServerOptions) -> Self {
@@ -89,18 +99,21 @@ impl Running {
 
     /// A server of a random model of this shape.
     pub fn of(shape: &Tiny, engine_options: EngineOptions, options: ServerOptions) -> Self {
-        let model = tiny(shape);
-        let offer = Offer {
-            name: "tiny".into(),
-            modified: SystemTime::UNIX_EPOCH,
-            bytes: 1,
-            loader: Box::new(move || Ok(engine(&model, engine_options))),
-        };
-        Running::serve(vec![offer], options)
+        Running::serve(vec![tiny_offer(shape, engine_options)], options)
     }
 
     pub fn serve(offers: Vec<Offer>, options: ServerOptions) -> Self {
-        let app = App::new(Models::new(offers), Box::new(OnDevice), options).expect("a scanner");
+        Running::placed(offers, Box::new(OnDevice), options)
+    }
+
+    /// A server of a tiny model whose requests run where `placement` says.
+    pub fn routed(placement: Box<dyn Placement>) -> Self {
+        let offer = tiny_offer(&Tiny::new("llama", 1), EngineOptions::default());
+        Running::placed(vec![offer], placement, ServerOptions::default())
+    }
+
+    fn placed(offers: Vec<Offer>, placement: Box<dyn Placement>, options: ServerOptions) -> Self {
+        let app = App::new(Models::new(offers), placement, options).expect("a scanner");
         let server = Server::bind(([127, 0, 0, 1], 0).into(), app).expect("a free port");
         let address = server.address().expect("bound");
         let stop = Arc::new(AtomicBool::new(false));
