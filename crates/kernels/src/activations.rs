@@ -81,6 +81,13 @@ pub(crate) struct TokenTile {
     pub(crate) width: usize,
 }
 
+impl TokenTile {
+    /// Its tokens.
+    pub(crate) fn range(self) -> Range<usize> {
+        self.first..self.first + self.tokens
+    }
+}
+
 impl Activations {
     /// Makes only what matrices of these types and columns read from now on: saves copies where others do not occur.
     pub fn read_only_by(&mut self, matrices: impl IntoIterator<Item = (TensorType, usize)>) {

@@ -5,7 +5,9 @@ use std::ops::Range;
 
 use crate::activations::{Scaling, TILE, TokenTile};
 use crate::arch::lanes::{Kernel, LANES, Lanes, dispatch};
-use crate::arch::product::{Group, SplitGroup, Sums, float_tile, quantised_tile, split_tile};
+use crate::arch::product::{
+    Group, SplitGroup, Sums, TileKernel, float_tile, quantised_tile, split_tile,
+};
 use crate::arch::tiles::{DisjointTiles, Tile};
 use crate::ops::{self, Activation};
 use crate::packed::Line;
@@ -19,6 +21,10 @@ const CHUNK_MACS: usize = 8 << 20;
 const CHUNK_BYTES: Range<usize> = 32 << 10..256 << 10;
 /// Tokens of a piece of work.
 const CHUNK_TOKENS: usize = 64;
+
+/// Width up to which a tile's products are bound by reading: both halves of a split matrix are multiplied as they lie, and
+/// matrices are read one after the other.
+const FEW: usize = 4;
 
 /// Where a kernel runs.
 #[derive(Clone, Copy, Debug)]
@@ -113,9 +119,13 @@ pub fn matmul_group(context: &Context<'_>, jobs: &mut [MatmulJob<'_>], x: &Activ
         let mut tile = tiles.take(row_index, token_index);
         let mut sums = Sums([[0.0; GROUP]; TILE]);
         for tokens in x.tiles(tile.tokens()) {
+            let products = TileProducts::new(context.isa, w, x, tokens);
             for rows in groups(tile.rows()) {
-                product(context.isa, w, x, rows.start / GROUP, tokens, &mut sums);
-                finish(context.isa, epilogue, &sums, tokens, rows, &mut tile);
+                if epilogue.accumulate && rows.len() == GROUP {
+                    tile.fetch(tokens.range(), rows.start);
+                }
+                products.group(rows.start / GROUP, &mut sums);
+                finish(context.isa, epilogue, &sums.0, tokens, rows, &mut tile);
             }
         }
     });
@@ -148,21 +158,35 @@ pub fn matmul_gated(
     run_job(context.pool, x.tokens(), plan.chunks(), reads, &|chunk| {
         let (row_index, token_index) = plan.place(chunk);
         let mut tile = tiles.take(row_index, token_index);
-        GATED.with_borrow_mut(|[gates, ups, products]| {
-            for tokens in x.tiles(tile.tokens()) {
-                let rows = tile.rows();
-                product_rows(context.isa, gate, x, tokens, rows.clone(), gates);
-                product_rows(context.isa, up, x, tokens, rows.clone(), ups);
-                // All at once, the padding of the last group of rows included: calls token by token would be short.
-                products.resize(gates.len(), 0.0);
-                ops::gated_product(context.isa, activation, gates, ups, products);
-                let stride = rows.len().next_multiple_of(GROUP);
-                for (token, products) in products.chunks_exact(stride).enumerate() {
-                    let out = tile.part(tokens.first + token, rows.clone());
-                    out.copy_from_slice(&products[..rows.len()]);
+        let gating = |gates: &[[f32; GROUP]], ups: &[[f32; GROUP]], out: &mut [[f32; GROUP]]| {
+            let (gates, ups) = (gates.as_flattened(), ups.as_flattened());
+            ops::gated_product(context.isa, activation, gates, ups, out.as_flattened_mut());
+        };
+        let epilogue = Epilogue::default();
+        for tokens in x.tiles(tile.tokens()) {
+            let [gate, up] = [gate, up].map(|w| TileProducts::new(context.isa, w, x, tokens));
+            if tokens.width > FEW {
+                let [mut gates, mut ups, mut products] = [Sums([[0.0; GROUP]; TILE]); 3];
+                for rows in groups(tile.rows()) {
+                    gate.group(rows.start / GROUP, &mut gates);
+                    up.group(rows.start / GROUP, &mut ups);
+                    let sums = &mut products.0[..tokens.tokens];
+                    gating(&gates.0[..sums.len()], &ups.0[..sums.len()], sums);
+                    finish(context.isa, &epilogue, sums, tokens, rows, &mut tile);
                 }
+                continue;
             }
-        });
+            // Each matrix in one go: a straight stream.
+            GATED.with_borrow_mut(|[gates, ups, products]| {
+                gate.rows(tile.rows(), gates);
+                up.rows(tile.rows(), ups);
+                products.resize(gates.len(), [0.0; GROUP]);
+                gating(gates, ups, products);
+                for (rows, sums) in groups(tile.rows()).zip(products.chunks(tokens.tokens)) {
+                    finish(context.isa, &epilogue, sums, tokens, rows, &mut tile);
+                }
+            });
+        }
     });
 }
 
@@ -182,8 +206,8 @@ fn run_job(
 }
 
 thread_local! {
-    /// Products of the gate, of what it lets through, and both together, [tokens, rows].
-    static GATED: RefCell<[Vec<f32>; 3]> = const { RefCell::new([const { Vec::new() }; 3]) };
+    /// Products of the gate, of what it lets through, and both together, [group, token].
+    static GATED: RefCell<[Vec<[f32; GROUP]>; 3]> = const { RefCell::new([const { Vec::new() }; 3]) };
 }
 
 fn check(w: &PackedMatrix, x: &Activations, out: &[f32], bias: Option<&[f32]>) {
@@ -257,6 +281,54 @@ fn groups(rows: Range<usize>) -> impl Iterator<Item = Range<usize>> {
         .map(move |first| first..rows.end.min(first + GROUP))
 }
 
+/// Products of the groups of a matrix with a tile of tokens.
+struct TileProducts<'a> {
+    isa: Isa,
+    w: &'a PackedMatrix,
+    x: &'a Activations,
+    tokens: TokenTile,
+    /// The packed form and the kernel where it is used as it lies.
+    kernel: Option<(&'a [u8], TileKernel<'a>)>,
+}
+
+impl<'a> TileProducts<'a> {
+    fn new(isa: Isa, w: &'a PackedMatrix, x: &'a Activations, tokens: TokenTile) -> Self {
+        let scaling = Scaling::of(w.tensor_type());
+        let kernel = scaling.filter(|_| w.form() == PackedForm::Interleaved);
+        let kernel = kernel.map(|form| {
+            let (ty, blocks) = (w.tensor_type(), w.cols() / BLOCK);
+            let kernel = TileKernel::new(isa, ty, blocks, x.panel(form, tokens), tokens.width);
+            (w.as_bytes(), kernel)
+        });
+        TileProducts {
+            isa,
+            w,
+            x,
+            tokens,
+            kernel,
+        }
+    }
+
+    /// Those of a group.
+    #[inline]
+    fn group(&self, group: usize, sums: &mut Sums) {
+        match &self.kernel {
+            Some((bytes, kernel)) => kernel.run(group, bytes, sums),
+            None => product(self.isa, self.w, self.x, group, self.tokens, sums),
+        }
+    }
+
+    /// Those of the groups of `rows`, [group, token].
+    fn rows(&self, rows: Range<usize>, out: &mut Vec<[f32; GROUP]>) {
+        out.clear();
+        let mut sums = Sums([[0.0; GROUP]; TILE]);
+        for group in groups(rows) {
+            self.group(group.start / GROUP, &mut sums);
+            out.extend_from_slice(&sums.0[..self.tokens.tokens]);
+        }
+    }
+}
+
 /// Products of a group of 16 rows with a tile of tokens.
 pub(crate) fn product(
     isa: Isa,
@@ -266,8 +338,6 @@ pub(crate) fn product(
     tokens: TokenTile,
     sums: &mut Sums,
 ) {
-    /// Tokens up to which both halves are multiplied as they lie; joining them costs more.
-    const FEW: usize = 4;
     if w.form() == PackedForm::Split && tokens.width <= FEW {
         let (high, low) = w.group_parts(group);
         let (group, panel) = (SplitGroup { high, low }, x.panel(Scaling::Blocks, tokens));
@@ -310,59 +380,31 @@ fn group_product(
     }
 }
 
-/// Products of some rows with a tile of tokens, [tokens, rows rounded up to 16].
-fn product_rows(
-    isa: Isa,
-    w: &PackedMatrix,
-    x: &Activations,
-    tokens: TokenTile,
-    rows: Range<usize>,
-    out: &mut Vec<f32>,
-) {
-    let stride = rows.len().next_multiple_of(GROUP);
-    out.resize(tokens.tokens * stride, 0.0);
-    let mut sums = Sums([[0.0; GROUP]; TILE]);
-    for group in groups(rows.clone()) {
-        product(isa, w, x, group.start / GROUP, tokens, &mut sums);
-        for (out, sums) in out.chunks_exact_mut(stride).zip(&sums.0) {
-            out[group.start - rows.start..][..GROUP].copy_from_slice(sums);
-        }
-    }
-}
-
 /// Writes the sums of a group of rows to the output.
 fn finish(
     isa: Isa,
     epilogue: &Epilogue<'_>,
-    sums: &Sums,
+    sums: &[[f32; GROUP]],
     tokens: TokenTile,
     rows: Range<usize>,
     out: &mut Tile<'_>,
 ) {
+    if epilogue.scale == 1.0 && rows.len() == GROUP {
+        let bias = epilogue
+            .bias
+            .and_then(|all| all[rows.clone()].first_chunk());
+        return out.write(
+            isa,
+            tokens.range(),
+            rows.start,
+            sums,
+            bias,
+            epilogue.accumulate,
+        );
+    }
     let mut bias = [0.0; GROUP];
     if let Some(all) = epilogue.bias {
         bias[..rows.len()].copy_from_slice(&all[rows.clone()]);
-    }
-    if epilogue.scale == 1.0 {
-        // Additions alone, which need no instruction set. A kernel's arguments would pass through memory, and wait there
-        // for all outputs written before.
-        for (token, sums) in sums.0[..tokens.tokens].iter().enumerate() {
-            let out = out.part(tokens.first + token, rows.clone());
-            let sums = sums.iter().zip(&bias);
-            match (epilogue.accumulate, epilogue.bias.is_some()) {
-                (false, false) => out.iter_mut().zip(sums).for_each(|(out, (y, _))| *out = *y),
-                (false, true) => out
-                    .iter_mut()
-                    .zip(sums)
-                    .for_each(|(out, (y, b))| *out = y + b),
-                (true, false) => out.iter_mut().zip(sums).for_each(|(out, (y, _))| *out += y),
-                (true, true) => out
-                    .iter_mut()
-                    .zip(sums)
-                    .for_each(|(out, (y, b))| *out += y + b),
-            }
-        }
-        return;
     }
     dispatch(
         isa,
@@ -380,7 +422,7 @@ fn finish(
 struct Finish<'a, 'b> {
     epilogue: &'a Epilogue<'a>,
     bias: [f32; GROUP],
-    sums: &'a Sums,
+    sums: &'a [[f32; GROUP]],
     tokens: TokenTile,
     rows: Range<usize>,
     out: &'a mut Tile<'b>,
@@ -403,7 +445,7 @@ impl Kernel for Finish<'_, '_> {
                     &mut padded
                 }
             };
-            let sums = self.sums.0[token].as_chunks::<LANES>().0;
+            let sums = self.sums[token].as_chunks::<LANES>().0;
             for (part, out) in whole.as_chunks_mut::<LANES>().0.iter_mut().enumerate() {
                 let mut y = lanes.load(&sums[part]);
                 if self.epilogue.bias.is_some() {

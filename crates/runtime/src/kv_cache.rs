@@ -7,7 +7,7 @@ use std::collections::VecDeque;
 use std::io::{self, Read, Write};
 use std::sync::Arc;
 
-use ondine_kernels::{KvPage, KvShape, PAGE_TOKENS};
+use ondine_kernels::{KvPage, KvShape, PAGE_TOKENS, ThreadPool};
 
 /// What one layer keeps for one sequence.
 #[derive(Clone)]
@@ -47,6 +47,41 @@ impl PageList {
         }
         let slot = Arc::make_mut(&mut self.pages[page - self.first]);
         slot.write(position % PAGE_TOKENS, keys, values);
+    }
+
+    /// [`write`](Self::write) of consecutive positions from `first` on, `[positions, kv_heads × dim]`, page by page on all
+    /// threads.
+    pub(crate) fn write_all(
+        &mut self,
+        pool: &ThreadPool,
+        first: usize,
+        keys: &[f32],
+        values: &[f32],
+    ) {
+        let (key_width, value_width) = (
+            self.shape.kv_heads * self.shape.head_dim_k,
+            self.shape.kv_heads * self.shape.head_dim_v,
+        );
+        let end = first + keys.len() / key_width.max(1);
+        let first_page = first / PAGE_TOKENS;
+        while end.div_ceil(PAGE_TOKENS) > self.first + self.pages.len() {
+            self.pages.push_back(Arc::new(KvPage::new(self.shape)));
+        }
+        let written = self
+            .pages
+            .range_mut(first_page - self.first..end.div_ceil(PAGE_TOKENS) - self.first);
+        let mut pages: Vec<&mut KvPage> = written.map(Arc::make_mut).collect();
+        pool.for_each_chunk_mut(&mut pages, 1, |index, page| {
+            let start = (first_page + index) * PAGE_TOKENS;
+            for position in start.max(first)..end.min(start + PAGE_TOKENS) {
+                let row = position - first;
+                page[0].write(
+                    position % PAGE_TOKENS,
+                    &keys[row * key_width..][..key_width],
+                    &values[row * value_width..][..value_width],
+                );
+            }
+        });
     }
 
     /// Says that `position` will be written soon.

@@ -4,6 +4,9 @@ use std::marker::PhantomData;
 use std::ops::Range;
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 
+use super::memory::prefetch;
+use crate::Isa;
+
 /// A row-major matrix [tokens, rows], cut into rectangles of `row_step` x `token_step`.
 pub struct DisjointTiles<'a> {
     start: *mut f32,
@@ -108,11 +111,109 @@ impl Tile<'_> {
     }
 }
 
+/// Rows that [`Tile::write`] takes.
+const LANES: usize = 16;
+
+impl Tile<'_> {
+    /// Asks for the memory of `tokens` and 16 rows from `first_row` on, which will be added to.
+    ///
+    /// # Panics
+    /// If they lie outside the rectangle.
+    pub(crate) fn fetch(&self, tokens: Range<usize>, first_row: usize) {
+        let start = self.start_of(&tokens, first_row).cast_const();
+        for token in 0..tokens.len() {
+            prefetch(start.wrapping_add(token * self.stride).addr());
+        }
+    }
+
+    /// `out = (accumulate ? out : 0) + (sums + bias)` for `tokens` and 16 rows from `first_row` on.
+    ///
+    /// # Panics
+    /// If they lie outside the rectangle, or there are fewer sums than tokens.
+    pub(crate) fn write(
+        &mut self,
+        isa: Isa,
+        tokens: Range<usize>,
+        first_row: usize,
+        sums: &[[f32; LANES]],
+        bias: Option<&[f32; LANES]>,
+        accumulate: bool,
+    ) {
+        let start = self.start_of(&tokens, first_row);
+        let sums = &sums[..tokens.len()];
+        match isa {
+            #[cfg(target_arch = "x86_64")]
+            Isa::Avx512 if Isa::Avx512.is_available() => {
+                // SAFETY: AVX-512 was found; `start_of` has checked that every token's rows lie in this rectangle, which
+                // `self` has alone.
+                unsafe { write_avx512(start, self.stride, sums, bias, accumulate) }
+            }
+            _ => {
+                for (token, sums) in tokens.zip(sums) {
+                    let out = self.part(token, first_row..first_row + LANES);
+                    let bias = bias.unwrap_or(&[0.0; LANES]);
+                    for ((out, sum), bias) in out.iter_mut().zip(sums).zip(bias) {
+                        let y = sum + bias;
+                        *out = if accumulate { *out + y } else { y };
+                    }
+                }
+            }
+        }
+    }
+
+    /// Where the first of `tokens` has 16 rows from `first_row` on.
+    fn start_of(&self, tokens: &Range<usize>, first_row: usize) -> *mut f32 {
+        assert!(
+            self.tokens.start <= tokens.start && tokens.end <= self.tokens.end,
+            "tokens {tokens:?}"
+        );
+        assert!(
+            self.rows.start <= first_row && first_row + LANES <= self.rows.end,
+            "16 rows from {first_row}"
+        );
+        self.start
+            .wrapping_add(tokens.start * self.stride + first_row)
+    }
+}
+
+/// # Safety
+/// AVX-512 must be there, and for each of `sums` 16 floats that belong to the caller, `stride` apart from `start` on.
+// Few arguments that fit into registers: what passes through memory waits for the outputs written before.
+#[cfg(target_arch = "x86_64")]
+#[target_feature(enable = "avx512f")]
+unsafe fn write_avx512(
+    start: *mut f32,
+    stride: usize,
+    sums: &[[f32; LANES]],
+    bias: Option<&[f32; LANES]>,
+    accumulate: bool,
+) {
+    use std::arch::x86_64::*;
+
+    // SAFETY: 16 floats each.
+    unsafe {
+        let bias = bias.map(|bias| _mm512_loadu_ps(bias.as_ptr()));
+        let mut out = start;
+        for sums in sums {
+            let mut y = _mm512_loadu_ps(sums.as_ptr());
+            if let Some(bias) = bias {
+                y = _mm512_add_ps(y, bias);
+            }
+            if accumulate {
+                y = _mm512_add_ps(_mm512_loadu_ps(out), y);
+            }
+            _mm512_storeu_ps(out, y);
+            out = out.wrapping_add(stride);
+        }
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use std::panic::{AssertUnwindSafe, catch_unwind};
 
     use super::*;
+    use crate::ops::test_support::each_isa;
 
     #[test]
     fn rectangles_cover_a_matrix_once() {
@@ -131,6 +232,46 @@ mod tests {
         assert!(catch_unwind(AssertUnwindSafe(|| tiles.take(0, 0).rows())).is_err());
         assert!(catch_unwind(AssertUnwindSafe(|| tiles.take(3, 0).rows())).is_err());
         assert!(data.iter().all(|&x| x == 1.0));
+    }
+
+    #[test]
+    fn sums_go_where_they_belong_on_each_isa() {
+        let (tokens, rows) = (7, 37);
+        let sums: Vec<[f32; LANES]> = (0..tokens)
+            .map(|token| std::array::from_fn(|row| (100 * token + row) as f32 / 3.0))
+            .collect();
+        let bias: [f32; LANES] = std::array::from_fn(|row| row as f32 / 7.0);
+        for isa in each_isa() {
+            for (bias, accumulate) in [
+                (None, false),
+                (None, true),
+                (Some(&bias), false),
+                (Some(&bias), true),
+            ] {
+                let mut data = vec![0.1; tokens * rows];
+                let tiles = DisjointTiles::new(&mut data, rows, 32, tokens);
+                let mut tile = tiles.take(0, 0);
+                tile.fetch(2..7, 16);
+                tile.write(isa, 2..7, 16, &sums, bias, accumulate);
+                let outside = [(2..8, 16), (0..7, 17)];
+                for (tokens, row) in outside {
+                    let sums = &sums;
+                    let write = AssertUnwindSafe(|| tile.write(isa, tokens, row, sums, None, true));
+                    assert!(catch_unwind(write).is_err());
+                }
+                for (index, x) in data.iter().enumerate() {
+                    let (token, row) = (index / rows, index % rows);
+                    let expected = match (token, row) {
+                        (2.., 16..32) => {
+                            let y = sums[token - 2][row - 16] + bias.map_or(0.0, |b| b[row - 16]);
+                            if accumulate { 0.1 + y } else { y }
+                        }
+                        _ => 0.1,
+                    };
+                    assert_eq!(x.to_bits(), expected.to_bits(), "{isa:?} {token} {row}");
+                }
+            }
+        }
     }
 
     #[test]

@@ -33,21 +33,27 @@ impl Avx512 {
     pub(super) fn tile(self, group: Group<'_>, panel: &[i32], width: usize, sums: &mut Sums) {
         assert_eq!(group.bytes.len(), spec(group.ty).group_bytes(group.blocks));
         assert_eq!(panel.len(), group.blocks * WORDS * width);
+        let run = self.tile_fn(group.ty, width);
+        // SAFETY: `self` proves the features, and the lengths were checked above.
+        unsafe { run(group.bytes.as_ptr(), group.blocks, panel.as_ptr(), sums) }
+    }
+
+    /// The kernel for a type and a width of tiles.
+    ///
+    /// # Panics
+    /// If the type is one of floats, or the width no power of two up to 16.
+    pub(super) fn tile_fn(self, ty: TensorType, width: usize) -> TileFn {
         macro_rules! types {
             ($($tile:ident: $($ty:ident)*;)*) => {
-                match group.ty {
-                    $($(TensorType::$ty => {
-                        let run = match width {
-                            1 => $tile::<{ TensorType::$ty as u32 }, 1>,
-                            2 => $tile::<{ TensorType::$ty as u32 }, 2>,
-                            4 => $tile::<{ TensorType::$ty as u32 }, 4>,
-                            8 => $tile::<{ TensorType::$ty as u32 }, 8>,
-                            16 => $tile::<{ TensorType::$ty as u32 }, 16>,
-                            _ => unreachable!("widths are powers of two up to 16"),
-                        };
-                        // SAFETY: `self` proves the features, and the lengths were checked above.
-                        unsafe { run(group.bytes.as_ptr(), group.blocks, panel.as_ptr(), sums) }
-                    })*)*
+                match ty {
+                    $($(TensorType::$ty => match width {
+                        1 => $tile::<{ TensorType::$ty as u32 }, 1>,
+                        2 => $tile::<{ TensorType::$ty as u32 }, 2>,
+                        4 => $tile::<{ TensorType::$ty as u32 }, 4>,
+                        8 => $tile::<{ TensorType::$ty as u32 }, 8>,
+                        16 => $tile::<{ TensorType::$ty as u32 }, 16>,
+                        _ => unreachable!("widths are powers of two up to 16"),
+                    },)*)*
                     TensorType::F32 | TensorType::F16 | TensorType::BF16 => {
                         unreachable!("floats have kernels of their own")
                     }
@@ -60,6 +66,10 @@ impl Avx512 {
         )
     }
 }
+
+/// Products of a group of so many blocks with a panel, into sums. The caller proves the features, and that group and
+/// panel are as long as the blocks say.
+pub(super) type TileFn = unsafe fn(*const u8, usize, *const i32, &mut Sums);
 
 /// Products of a group of `blocks` blocks of type `TY` with a panel of `T` tokens.
 ///

@@ -34,7 +34,8 @@ pub(crate) use floats::float_tile;
 pub(crate) use quantize::{quantize_rows, quantize_span_rows};
 pub(crate) use split::{SplitBundle, SplitGroup, SplitRow, join, screen_bundle, split_tile};
 
-use crate::packed::layout::GROUP;
+use crate::activations::WORDS;
+use crate::packed::layout::{GROUP, spec};
 use crate::{Isa, TensorType};
 
 /// Sums of a tile, [token, row].
@@ -49,6 +50,69 @@ pub(crate) struct Group<'a> {
     /// Blocks of 32 columns.
     pub(crate) blocks: usize,
     pub(crate) bytes: &'a [u8],
+}
+
+/// [`quantised_tile`] for many groups of a matrix: what does not change from group to group is done once.
+pub(crate) struct TileKernel<'a> {
+    isa: Isa,
+    ty: TensorType,
+    blocks: usize,
+    group_bytes: usize,
+    panel: &'a [i32],
+    width: usize,
+    #[cfg(target_arch = "x86_64")]
+    avx512: Option<avx512::TileFn>,
+}
+
+impl<'a> TileKernel<'a> {
+    /// For groups of `blocks` blocks of type `ty` and the `width` tokens of `panel`.
+    ///
+    /// # Panics
+    /// If the panel has another length.
+    pub(crate) fn new(
+        isa: Isa,
+        ty: TensorType,
+        blocks: usize,
+        panel: &'a [i32],
+        width: usize,
+    ) -> Self {
+        assert_eq!(panel.len(), blocks * WORDS * width);
+        TileKernel {
+            isa,
+            ty,
+            blocks,
+            group_bytes: spec(ty).group_bytes(blocks),
+            panel,
+            width,
+            #[cfg(target_arch = "x86_64")]
+            avx512: match isa {
+                Isa::Avx512 => avx512::Avx512::detect().map(|avx512| avx512.tile_fn(ty, width)),
+                _ => None,
+            },
+        }
+    }
+
+    /// Products of group `group` of the matrix whose packed form is `all`.
+    ///
+    /// # Panics
+    /// If there is no such group.
+    #[inline]
+    pub(crate) fn run(&self, group: usize, all: &[u8], sums: &mut Sums) {
+        let bytes = &all[group * self.group_bytes..][..self.group_bytes];
+        #[cfg(target_arch = "x86_64")]
+        if let Some(run) = self.avx512 {
+            // SAFETY: the instruction set was detected, and group and panel have the lengths of so many blocks.
+            return unsafe { run(bytes.as_ptr(), self.blocks, self.panel.as_ptr(), sums) };
+        }
+        let (ty, blocks) = (self.ty, self.blocks);
+        quantised_tile(
+            self.isa,
+            Group { ty, blocks, bytes },
+            self.panel,
+            self.width,
+            sums,
+        );
+    }
 }
 
 /// Products of `group` with the `width` tokens of `panel`.

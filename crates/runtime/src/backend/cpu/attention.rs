@@ -82,12 +82,13 @@ pub(super) fn attention<'e>(
         let LayerState::Pages(pages) = &mut part.state.layers[index] else {
             continue;
         };
-        for (offset, row) in part.rows.clone().enumerate() {
-            pages.write(
-                part.first_position + offset,
-                &scratch.key[row * key_width..(row + 1) * key_width],
-                &scratch.value[row * value_width..(row + 1) * value_width],
-            );
+        let rows = part.rows.clone();
+        let keys = &scratch.key[rows.start * key_width..rows.end * key_width];
+        let values = &scratch.value[rows.start * value_width..rows.end * value_width];
+        if rows.len() == 1 {
+            pages.write(part.first_position, keys, values);
+        } else {
+            pages.write_all(&engine.pool, part.first_position, keys, values);
         }
     }
     attend(engine, index, spec, parts, scratch);

@@ -20,18 +20,18 @@ pub(super) fn embed(engine: &Engine, tokens: &[u32], parts: &[Part], scratch: &m
             row_position[row] = part.first_position + offset;
         }
     }
-    let mut position_row = vec![0.0; width];
-    for (row, &token) in tokens.iter().enumerate() {
-        let hidden = &mut scratch.hidden[row * width..(row + 1) * width];
-        lookup(&weights.token_embedding, token as usize, hidden);
+    let hidden = &mut scratch.hidden[..tokens.len() * width];
+    for_each_row(engine, hidden, width, |row, hidden| {
+        lookup(&weights.token_embedding, tokens[row] as usize, hidden);
         if engine.spec.embedding_scale != 1.0 {
             ops::scale(engine.isa, hidden, engine.spec.embedding_scale);
         }
         if let Some(positions) = &weights.position_embedding {
-            lookup(&positions.packed, row_position[row], &mut position_row);
-            ops::add_assign(engine.isa, hidden, &position_row);
+            let mut position = vec![0.0; width];
+            lookup(&positions.packed, row_position[row], &mut position);
+            ops::add_assign(engine.isa, hidden, &position);
         }
-    }
+    });
     if let (Some(norm), Some(norm_weights)) = (&engine.spec.embedding_norm, &weights.embedding_norm)
     {
         normalise(
