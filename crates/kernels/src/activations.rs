@@ -6,8 +6,9 @@ use half::{bf16, f16};
 
 use crate::arch::product::{quantize_rows, quantize_span_rows};
 use crate::arch::threads::DisjointPieces;
+use crate::arch::tiles::DisjointPanels;
 use crate::packed::layout::{BLOCK, SPAN, spec};
-use crate::{Context, TensorType};
+use crate::{Context, Isa, TensorType};
 
 /// Tokens of a full tile.
 pub(crate) const TILE: usize = 16;
@@ -113,26 +114,11 @@ impl Activations {
             .checked_mul(cols)
             .expect("inputs that fit into memory");
         assert_eq!(x.len(), len, "inputs of {tokens} tokens of {cols}");
-        (self.tokens, self.cols) = (tokens, cols);
-        let blocks = cols / BLOCK;
-        let panel_words = panel_start(tokens) * blocks * WORDS;
-        let words =
-            [(Scaling::Blocks, BLOCK), (Scaling::Spans, SPAN * BLOCK)].map(|(form, whole)| {
-                let wanted = cols.is_multiple_of(whole)
-                    && self.is_read(cols, |ty| Scaling::of(ty) == Some(form));
-                if wanted { panel_words } else { 0 }
-            });
-        for (ty, index) in FLOATS.into_iter().zip(0..) {
-            let wanted = self.is_read(cols, |reader| reader == ty);
-            self.floats[index].resize(if wanted { len } else { 0 }, 0.0);
-        }
-        for (panels, words) in self.panels.iter_mut().zip(words) {
-            panels.resize(words.div_ceil(16), Line::default());
-        }
+        let words = self.prepare(tokens, cols, len);
         if len == 0 {
             return;
         }
-
+        let blocks = cols / BLOCK;
         let piece = (TILE * blocks * WORDS).max(1);
         let [by_block, by_span] = &mut self.panels;
         let panels = [(by_block, words[0]), (by_span, words[1])].map(|(panels, words)| {
@@ -172,6 +158,60 @@ impl Activations {
         } else {
             context.pool.run(pieces, &work);
         }
+    }
+
+    /// Makes room for `len` inputs, those of `tokens` tokens of `cols`, and says how many words each form of panels has.
+    fn prepare(&mut self, tokens: usize, cols: usize, len: usize) -> [usize; 2] {
+        (self.tokens, self.cols) = (tokens, cols);
+        let panel_words = panel_start(tokens) * (cols / BLOCK) * WORDS;
+        let words =
+            [(Scaling::Blocks, BLOCK), (Scaling::Spans, SPAN * BLOCK)].map(|(form, whole)| {
+                let wanted = cols.is_multiple_of(whole)
+                    && self.is_read(cols, |ty| Scaling::of(ty) == Some(form));
+                if wanted { panel_words } else { 0 }
+            });
+        for (ty, index) in FLOATS.into_iter().zip(0..) {
+            let wanted = self.is_read(cols, |reader| reader == ty);
+            self.floats[index].resize(if wanted { len } else { 0 }, 0.0);
+        }
+        for (panels, words) in self.panels.iter_mut().zip(words) {
+            panels.resize(words.div_ceil(16), Line::default());
+        }
+        words
+    }
+
+    /// Becomes inputs of `tokens` tokens of `cols` columns that are still to be written run by run, in runs of at least
+    /// `columns` columns; `None` if matrices read them in more than one form.
+    pub(crate) fn in_runs(
+        &mut self,
+        tokens: usize,
+        cols: usize,
+        columns: usize,
+    ) -> Option<Runs<'_>> {
+        let words = self.prepare(tokens, cols, tokens.checked_mul(cols)?);
+        let form = match words.map(|words| words > 0) {
+            [true, false] => Scaling::Blocks,
+            [false, true] => Scaling::Spans,
+            _ => return None,
+        };
+        if self.floats.iter().any(|floats| !floats.is_empty()) {
+            return None;
+        }
+        let unit = match form {
+            Scaling::Blocks => 1,
+            Scaling::Spans => SPAN,
+        };
+        let step = columns.div_ceil(BLOCK).next_multiple_of(unit);
+        let panels = bytemuck::cast_slice_mut::<Line, i32>(&mut self.panels[form as usize]);
+        let tiles: Vec<TokenTile> = tiles(0..tokens, tokens).collect();
+        let of_tiles = tiles.iter().map(|tile| tile.width * WORDS);
+        let panels = &mut panels[..words[form as usize]];
+        Some(Runs {
+            form,
+            columns: step * BLOCK,
+            panels: DisjointPanels::new(panels, of_tiles, cols / BLOCK, step),
+            tiles,
+        })
     }
 
     /// Tokens held.
@@ -233,6 +273,32 @@ impl Activations {
         };
         let panel: &[i32] = bytemuck::cast_slice(&self.panels[form as usize]);
         &panel[start * words..(start + tile.width) * words]
+    }
+}
+
+/// Inputs that are written run by run: some columns of the tokens of a tile at a time.
+pub(crate) struct Runs<'a> {
+    form: Scaling,
+    /// Columns of a run; the last may be shorter.
+    pub(crate) columns: usize,
+    pub(crate) tiles: Vec<TokenTile>,
+    panels: DisjointPanels<'a>,
+}
+
+impl Runs<'_> {
+    /// Quantises run `run` of the tokens of tile `tile`: `x` is [tokens, columns of the run].
+    ///
+    /// # Panics
+    /// If it was written before, there is no such run, or `x` has another length.
+    pub(crate) fn write(&self, isa: Isa, tile: usize, run: usize, x: &[f32]) {
+        let TokenTile { tokens, width, .. } = self.tiles[tile];
+        let panel = self.panels.take(tile, run);
+        let cols = panel.len() / (WORDS * width) * BLOCK;
+        assert_eq!(x.len(), tokens * cols, "inputs of a run");
+        match self.form {
+            Scaling::Blocks => quantize_rows(isa, x, cols, width, panel),
+            Scaling::Spans => quantize_span_rows(isa, x, cols, width, panel),
+        }
     }
 }
 
@@ -307,8 +373,8 @@ fn tiles(range: Range<usize>, tokens: usize) -> impl Iterator<Item = TokenTile> 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::ThreadPool;
     use crate::ops::test_support::{each_isa, numbers};
-    use crate::{Isa, ThreadPool};
 
     #[test]
     fn tiles_cover_tokens_once() {

@@ -34,7 +34,9 @@ pub use error::KernelError;
 pub use formats::{BlockCodes, IQ4_CODES, MXFP4_CODES, dequantize, quantize};
 pub use isa::{Isa, IsaError};
 pub use machine_limits::MachineLimits;
-pub use matmul::{Context, Epilogue, MatmulJob, matmul, matmul_gated, matmul_group};
+pub use matmul::{
+    Context, Epilogue, MatmulJob, matmul, matmul_gated, matmul_gated_quantized, matmul_group,
+};
 pub use packed::{PackedForm, PackedMatrix, PackedMatrixBuilder, SharedBytes};
 pub use screen::{Best, Found, Screen};
 pub use tensor_type::TensorType;

@@ -190,6 +190,74 @@ pub fn matmul_gated(
     });
 }
 
+/// [`matmul_gated`] of many tokens, whose result becomes the input of what follows without passing through memory as
+/// floats. Does nothing and says so where that is not possible: with few tokens, or where the input is wanted in several
+/// forms.
+pub fn matmul_gated_quantized(
+    context: &Context<'_>,
+    gate: &PackedMatrix,
+    up: &PackedMatrix,
+    x: &Activations,
+    activation: Activation,
+    out: &mut Activations,
+) -> bool {
+    assert_eq!(
+        gate.rows(),
+        up.rows(),
+        "rows of a gate and what it lets through"
+    );
+    for w in [gate, up] {
+        assert_eq!(
+            w.cols(),
+            x.cols(),
+            "a matrix's columns and its input's length"
+        );
+    }
+    let (rows, tokens) = (gate.rows(), x.tokens());
+    if tokens <= TILE || rows == 0 {
+        return false;
+    }
+    let bytes = gate.bytes() + up.bytes();
+    let plan = Plan::new(context.pool.threads(), tokens, rows, 2 * gate.cols(), bytes);
+    let Some(runs) = out.in_runs(tokens, rows, plan.row_step) else {
+        return false;
+    };
+    let across = rows.div_ceil(runs.columns);
+    let down = tokens.div_ceil(plan.token_step);
+    run_in_streams(context.pool, across * down, &|chunk| {
+        let (run, token_index) = (chunk % across, chunk / across);
+        let first_token = token_index * plan.token_step;
+        let in_chunk = first_token..first_token + plan.token_step;
+        let first_row = run * runs.columns;
+        let rows = first_row..rows.min(first_row + runs.columns);
+        let width = rows.len();
+        let [mut gates, mut ups, mut products] = [Sums([[0.0; GROUP]; TILE]); 3];
+        RUN.with_borrow_mut(|buffer| {
+            let tiles = runs.tiles.iter().enumerate();
+            for (index, tokens) in tiles.filter(|(_, tile)| in_chunk.contains(&tile.first)) {
+                let [gate, up] = [gate, up].map(|w| TileProducts::new(context.isa, w, x, *tokens));
+                buffer.resize(tokens.tokens * width, 0.0);
+                for group in groups(rows.clone()) {
+                    gate.group(group.start / GROUP, &mut gates);
+                    up.group(group.start / GROUP, &mut ups);
+                    let [gates, ups] = [&gates, &ups].map(|sums| &sums.0[..tokens.tokens]);
+                    let products = &mut products.0[..tokens.tokens];
+                    let (gates, ups) = (gates.as_flattened(), ups.as_flattened());
+                    let flat = products.as_flattened_mut();
+                    ops::gated_product(context.isa, activation, gates, ups, flat);
+                    let first = group.start - first_row;
+                    for (out, products) in buffer.chunks_exact_mut(width).zip(products) {
+                        let out = &mut out[first..first + group.len()];
+                        out.copy_from_slice(&products[..group.len()]);
+                    }
+                }
+                runs.write(context.isa, index, run, buffer);
+            }
+        });
+    });
+    true
+}
+
 /// Runs the pieces of a product; with few tokens they are bound by reading.
 fn run_job(
     pool: &ThreadPool,
@@ -208,6 +276,8 @@ fn run_job(
 thread_local! {
     /// Products of the gate, of what it lets through, and both together, [group, token].
     static GATED: RefCell<[Vec<[f32; GROUP]>; 3]> = const { RefCell::new([const { Vec::new() }; 3]) };
+    /// Gated products of a tile and some rows, [token, row].
+    static RUN: RefCell<Vec<f32>> = const { RefCell::new(Vec::new()) };
 }
 
 fn check(w: &PackedMatrix, x: &Activations, out: &[f32], bias: Option<&[f32]>) {

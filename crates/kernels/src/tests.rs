@@ -396,6 +396,65 @@ fn groups_and_gated_products_are_single_products() {
 }
 
 #[test]
+fn gated_products_become_inputs_as_if_they_were_written_first() {
+    let pool = ThreadPool::new(3);
+    // Of what reads them: blocks with scales of their own, spans, several forms at once, and numbers of rows that end
+    // within a run.
+    let (q8, q4k, f32) = (TensorType::Q8_0, TensorType::Q4_K, TensorType::F32);
+    let cases: [(usize, &[TensorType], bool); 6] = [
+        (96, &[q8], true),
+        (768, &[q4k], true),
+        (768, &[q8], true),
+        (768, &[q8, q4k], false),
+        (64, &[f32], false),
+        (64, &[q8, f32], false),
+    ];
+    for (rows, readers, possible) in cases {
+        for tokens in [5, 17, 16, 45, 131] {
+            for isa in each_isa() {
+                let context = Context { isa, pool: &pool };
+                let cols = 64;
+                let matrix = |seed| {
+                    let raw = random_rows(TensorType::Q4_0, rows, cols, seed);
+                    PackedMatrix::pack(TensorType::Q4_0, rows, cols, &raw).unwrap()
+                };
+                let (gate, up) = (matrix(1), matrix(2));
+                let mut x = Activations::default();
+                x.quantize(&context, &numbers(tokens * cols, 3, 2.0), tokens, cols);
+                let mut out = vec![0.0; rows * tokens];
+                matmul_gated(&context, &gate, &up, &x, Activation::Silu, &mut out);
+                let mut expected = Activations::default();
+                expected.read_only_by(readers.iter().map(|&ty| (ty, rows)));
+                let mut got = expected.clone();
+                // What was there before does not matter.
+                got.quantize(&context, &vec![1.0; 200 * rows], 200, rows);
+                expected.quantize(&context, &out, tokens, rows);
+                let silu = Activation::Silu;
+                let done = matmul_gated_quantized(&context, &gate, &up, &x, silu, &mut got);
+                assert_eq!(done, possible && tokens > 16, "{rows} {readers:?} {tokens}");
+                if !done {
+                    continue;
+                }
+                for &ty in readers {
+                    let raw = random_rows(ty, 33, rows, 4);
+                    let next = PackedMatrix::pack(ty, 33, rows, &raw).unwrap();
+                    let products = |x: &Activations| {
+                        let mut out = vec![0.0; 33 * tokens];
+                        matmul(&context, &next, x, &mut out, &Epilogue::default());
+                        bits(&out)
+                    };
+                    assert_eq!(
+                        products(&got),
+                        products(&expected),
+                        "{isa:?} {rows} {tokens}"
+                    );
+                }
+            }
+        }
+    }
+}
+
+#[test]
 fn quantised_numbers_come_back() {
     let x = numbers(640, 3, 5.0);
     for (ty, levels) in [(TensorType::Q8_0, 127.0), (TensorType::Q4_0, 8.0)] {

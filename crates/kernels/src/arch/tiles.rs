@@ -111,6 +111,73 @@ impl Tile<'_> {
     }
 }
 
+/// Panels of quantised inputs, one after the other, cut into runs of blocks that threads take, each at most once.
+pub(crate) struct DisjointPanels<'a> {
+    start: *mut i32,
+    /// Where each panel begins and how many words a block of it has.
+    panels: Vec<(usize, usize)>,
+    blocks: usize,
+    block_step: usize,
+    taken: Vec<AtomicBool>,
+    owner: PhantomData<&'a mut [i32]>,
+}
+
+// SAFETY: it hands out disjoint parts of a `&mut [i32]`.
+unsafe impl Sync for DisjointPanels<'_> {}
+// SAFETY: it is a `&mut [i32]` in parts.
+unsafe impl Send for DisjointPanels<'_> {}
+
+impl<'a> DisjointPanels<'a> {
+    /// Cuts panels of `blocks` blocks each, whose blocks have so many `words`, into runs of `block_step` blocks.
+    ///
+    /// # Panics
+    /// If `data` has another length than the panels together, or the step is 0.
+    pub(crate) fn new(
+        data: &'a mut [i32],
+        words: impl Iterator<Item = usize>,
+        blocks: usize,
+        block_step: usize,
+    ) -> Self {
+        let mut end = 0;
+        let panels: Vec<_> = words
+            .map(|words| {
+                let start = end;
+                end += words * blocks;
+                (start, words)
+            })
+            .collect();
+        assert_eq!(data.len(), end, "panels that fill their memory");
+        let count = panels.len() * blocks.div_ceil(block_step);
+        DisjointPanels {
+            start: data.as_mut_ptr(),
+            panels,
+            blocks,
+            block_step,
+            taken: (0..count).map(|_| AtomicBool::new(false)).collect(),
+            owner: PhantomData,
+        }
+    }
+
+    /// Run `step` of the blocks of panel `panel`.
+    ///
+    /// # Panics
+    /// If it was taken before, or there is no such run.
+    pub(crate) fn take(&self, panel: usize, step: usize) -> &'a mut [i32] {
+        let across = self.blocks.div_ceil(self.block_step);
+        assert!(step < across, "run {step} of {across}");
+        let (start, words) = self.panels[panel];
+        let before = self.taken[panel * across + step].swap(true, Relaxed);
+        assert!(!before, "run {step} of panel {panel} is taken twice");
+        let first = step * self.block_step;
+        let count = self.block_step.min(self.blocks - first);
+        // SAFETY: the run lies in its panel, which lies in the data; nobody else has it, as it is taken once.
+        unsafe {
+            let first = self.start.add(start + first * words);
+            std::slice::from_raw_parts_mut(first, count * words)
+        }
+    }
+}
+
 /// Rows that [`Tile::write`] takes.
 const LANES: usize = 16;
 
@@ -232,6 +299,28 @@ mod tests {
         assert!(catch_unwind(AssertUnwindSafe(|| tiles.take(0, 0).rows())).is_err());
         assert!(catch_unwind(AssertUnwindSafe(|| tiles.take(3, 0).rows())).is_err());
         assert!(data.iter().all(|&x| x == 1.0));
+    }
+
+    #[test]
+    fn runs_cover_panels_once() {
+        let (widths, blocks, step) = ([12, 12, 3], 7, 3);
+        let mut data = vec![0; blocks * (12 + 12 + 3)];
+        let panels = DisjointPanels::new(&mut data, widths.into_iter(), blocks, step);
+        for (panel, width) in widths.into_iter().enumerate() {
+            for run in 0..3 {
+                let run = panels.take(panel, run);
+                assert!(run.len() == 3 * width || run.len() == width);
+                run.iter_mut().for_each(|x| *x += 1 + panel as i32);
+            }
+        }
+        for (panel, run) in [(0, 0), (0, 3), (3, 0)] {
+            assert!(catch_unwind(AssertUnwindSafe(|| panels.take(panel, run).len())).is_err());
+        }
+        let (first, rest) = data.split_at(12 * blocks);
+        let (second, third) = rest.split_at(12 * blocks);
+        for (part, value) in [(first, 1), (second, 2), (third, 3)] {
+            assert!(part.iter().all(|&x| x == value));
+        }
     }
 
     #[test]

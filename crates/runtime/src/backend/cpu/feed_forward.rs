@@ -1,6 +1,6 @@
 //! The feed-forward networks: gated, plain, and sparse mixtures of experts.
 
-use ondine_kernels::{Epilogue, matmul, matmul_gated, ops};
+use ondine_kernels::{Epilogue, matmul, matmul_gated, matmul_gated_quantized, ops};
 
 use super::Engine;
 use super::attention::job;
@@ -21,6 +21,12 @@ pub(super) fn feed_forward<'e>(
     let rows = scratch.rows;
     match (spec, weights) {
         (FeedForward::Gated(spec), FeedForwardWeights::Gated(weights)) => {
+            if gated_quantized(engine, weights, spec.activation, scratch) {
+                return Some(Projection {
+                    matrix: &weights.down,
+                    from: Source::Quantized,
+                });
+            }
             let inner = &mut scratch.inner[..rows * spec.gate.rows];
             gated(engine, weights, spec.activation, &scratch.input, inner);
             Some(inner_projection(&weights.down))
@@ -53,6 +59,26 @@ fn inner_projection(down: &Matrix) -> Projection<'_> {
         matrix: down,
         from: Source::Inner,
     }
+}
+
+/// Leaves the inner activations in `inner_input`, ready for the next product, if that is possible.
+fn gated_quantized(
+    engine: &Engine,
+    weights: &GatedWeights,
+    activation: Activation,
+    scratch: &mut Scratch,
+) -> bool {
+    if weights.gate.bias.is_some() || weights.up.bias.is_some() || engine.is_observed() {
+        return false;
+    }
+    matmul_gated_quantized(
+        &engine.context(),
+        &weights.gate.packed,
+        &weights.up.packed,
+        &scratch.input,
+        kernel_activation(activation),
+        &mut scratch.inner_input,
+    )
 }
 
 fn gated(

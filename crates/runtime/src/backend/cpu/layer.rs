@@ -118,6 +118,8 @@ pub(super) enum Source {
     Mixed,
     /// `scratch.inner`
     Inner,
+    /// `scratch.inner_input`, as it is.
+    Quantized,
 }
 
 fn mixer<'e>(
@@ -155,16 +157,19 @@ fn project_and_add(
 ) {
     let matrix = projection.matrix;
     let columns = matrix.packed.cols();
-    let from = match projection.from {
-        Source::Mixed => &scratch.mixed,
-        Source::Inner => &scratch.inner,
-    };
-    let from = &from[..scratch.rows * columns];
-    engine.observe(|| vec![described], from, columns);
     let context = engine.context();
-    scratch
-        .inner_input
-        .quantize(&context, from, scratch.rows, columns);
+    let from = match projection.from {
+        Source::Mixed => Some(&scratch.mixed),
+        Source::Inner => Some(&scratch.inner),
+        Source::Quantized => None,
+    };
+    if let Some(from) = from {
+        let from = &from[..scratch.rows * columns];
+        engine.observe(|| vec![described], from, columns);
+        scratch
+            .inner_input
+            .quantize(&context, from, scratch.rows, columns);
+    }
     let out = match post {
         None => &mut scratch.hidden,
         Some(_) => &mut scratch.branch,

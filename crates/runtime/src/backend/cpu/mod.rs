@@ -233,6 +233,11 @@ impl Engine {
         }
     }
 
+    /// Whether somebody sees the inputs of products, which must exist as floats then.
+    fn is_observed(&self) -> bool {
+        self.observer.is_some()
+    }
+
     fn context(&self) -> Context<'_> {
         Context {
             isa: self.isa,
