@@ -13,21 +13,13 @@ pub const LANES: usize = 8;
 /// One vector's worth of elements in memory.
 pub type Block = [f32; LANES];
 
-/// Proof that an instruction set is there, and its operations on vectors of [`LANES`] f32.
-pub trait Lanes: Copy + Send + Sync {
+/// Arithmetic on vectors of f32.
+pub trait Arithmetic: Copy + Send + Sync {
     /// A vector register.
     type Vector: Copy;
 
     /// All lanes `value`.
     fn splat(self, value: f32) -> Self::Vector;
-    /// Reads a vector.
-    fn load(self, source: &Block) -> Self::Vector;
-    /// Reads and widens half-precision numbers.
-    fn load_f16(self, source: &[f16; LANES]) -> Self::Vector;
-    /// Reads and converts signed bytes.
-    fn load_i8(self, source: &[i8; LANES]) -> Self::Vector;
-    /// Writes a vector.
-    fn store(self, vector: Self::Vector, target: &mut Block);
     /// `a + b`.
     fn add(self, a: Self::Vector, b: Self::Vector) -> Self::Vector;
     /// `a - b`.
@@ -56,10 +48,20 @@ pub trait Lanes: Copy + Send + Sync {
     fn round(self, a: Self::Vector) -> Self::Vector;
     /// `2^n` for integral lanes `n` in `-127..=127`, where `-127` gives 0; anything for other lanes.
     fn power_of_two(self, n: Self::Vector) -> Self::Vector;
+}
 
+/// Proof that an instruction set is there, and its operations on vectors of [`LANES`] f32.
+pub trait Lanes: Arithmetic {
+    /// Reads and widens half-precision numbers.
+    fn load_f16(self, source: &[f16; LANES]) -> Self::Vector;
+    /// Reads and converts signed bytes.
+    fn load_i8(self, source: &[i8; LANES]) -> Self::Vector;
+    /// Reads a vector.
+    fn load(self, source: &Block) -> Self::Vector;
+    /// Writes a vector.
+    fn store(self, vector: Self::Vector, target: &mut Block);
     /// Exchanges lanes 0 and 1, 2 and 3, and so on.
     fn swap_pairs(self, a: Self::Vector) -> Self::Vector;
-
     /// The largest lane (of no NaN).
     #[inline(always)]
     fn reduce_max(self, a: Self::Vector) -> f32 {
@@ -67,7 +69,6 @@ pub trait Lanes: Copy + Send + Sync {
         self.store(a, &mut lanes);
         fold(lanes, |x, y| if x > y { x } else { y })
     }
-
     /// The sum of the lanes: (0+4, 1+5, 2+6, 3+7), then halves again.
     #[inline(always)]
     fn reduce_add(self, a: Self::Vector) -> f32 {
@@ -117,28 +118,12 @@ fn each(f: impl Fn(usize) -> f32) -> Block {
     std::array::from_fn(f)
 }
 
-impl Lanes for ScalarLanes {
+impl Arithmetic for ScalarLanes {
     type Vector = Block;
 
     #[inline(always)]
     fn splat(self, value: f32) -> Block {
         [value; LANES]
-    }
-    #[inline(always)]
-    fn load(self, source: &Block) -> Block {
-        *source
-    }
-    #[inline(always)]
-    fn load_f16(self, source: &[f16; LANES]) -> Block {
-        each(|i| source[i].to_f32())
-    }
-    #[inline(always)]
-    fn load_i8(self, source: &[i8; LANES]) -> Block {
-        each(|i| f32::from(source[i]))
-    }
-    #[inline(always)]
-    fn store(self, vector: Block, target: &mut Block) {
-        *target = vector;
     }
     #[inline(always)]
     fn add(self, a: Block, b: Block) -> Block {
@@ -184,6 +169,25 @@ impl Lanes for ScalarLanes {
     fn power_of_two(self, n: Block) -> Block {
         each(|i| f32::from_bits(((n[i] as i32).wrapping_add(127) << 23) as u32))
     }
+}
+
+impl Lanes for ScalarLanes {
+    #[inline(always)]
+    fn load(self, source: &Block) -> Block {
+        *source
+    }
+    #[inline(always)]
+    fn load_f16(self, source: &[f16; LANES]) -> Block {
+        each(|i| source[i].to_f32())
+    }
+    #[inline(always)]
+    fn load_i8(self, source: &[i8; LANES]) -> Block {
+        each(|i| f32::from(source[i]))
+    }
+    #[inline(always)]
+    fn store(self, vector: Block, target: &mut Block) {
+        *target = vector;
+    }
     #[inline(always)]
     fn swap_pairs(self, a: Block) -> Block {
         each(|i| a[i ^ 1])
@@ -196,7 +200,7 @@ mod avx2 {
 
     use half::f16;
 
-    use super::{Block, Kernel, LANES, Lanes};
+    use super::{Arithmetic, Block, Kernel, LANES, Lanes};
     use crate::Isa;
 
     /// Proof that AVX2, FMA and F16C are there.
@@ -234,19 +238,11 @@ mod avx2 {
         };
     }
 
-    impl Lanes for Avx2Lanes {
+    impl Arithmetic for Avx2Lanes {
         type Vector = __m256;
 
         methods! {
             splat(value: f32) -> __m256 { _mm256_set1_ps(value) }
-            load(source: &Block) -> __m256 { _mm256_loadu_ps(source.as_ptr()) }
-            load_f16(source: &[f16; LANES]) -> __m256 {
-                _mm256_cvtph_ps(_mm_loadu_si128(source.as_ptr().cast()))
-            }
-            load_i8(source: &[i8; LANES]) -> __m256 {
-                _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(_mm_loadl_epi64(source.as_ptr().cast())))
-            }
-            store(vector: __m256, target: &mut Block) -> () { _mm256_storeu_ps(target.as_mut_ptr(), vector) }
             add(a: __m256, b: __m256) -> __m256 { _mm256_add_ps(a, b) }
             sub(a: __m256, b: __m256) -> __m256 { _mm256_sub_ps(a, b) }
             mul(a: __m256, b: __m256) -> __m256 { _mm256_mul_ps(a, b) }
@@ -265,6 +261,19 @@ mod avx2 {
                 let exponent = _mm256_add_epi32(_mm256_cvtps_epi32(n), _mm256_set1_epi32(127));
                 _mm256_castsi256_ps(_mm256_slli_epi32::<23>(exponent))
             }
+        }
+    }
+
+    impl Lanes for Avx2Lanes {
+        methods! {
+            load(source: &Block) -> __m256 { _mm256_loadu_ps(source.as_ptr()) }
+            load_f16(source: &[f16; LANES]) -> __m256 {
+                _mm256_cvtph_ps(_mm_loadu_si128(source.as_ptr().cast()))
+            }
+            load_i8(source: &[i8; LANES]) -> __m256 {
+                _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(_mm_loadl_epi64(source.as_ptr().cast())))
+            }
+            store(vector: __m256, target: &mut Block) -> () { _mm256_storeu_ps(target.as_mut_ptr(), vector) }
             swap_pairs(a: __m256) -> __m256 { _mm256_permute_ps::<0b10_11_00_01>(a) }
             reduce_max(a: __m256) -> f32 {
                 let half = _mm_max_ps(_mm256_castps256_ps128(a), _mm256_extractf128_ps::<1>(a));
@@ -275,6 +284,98 @@ mod avx2 {
                 let half = _mm_add_ps(_mm256_castps256_ps128(a), _mm256_extractf128_ps::<1>(a));
                 let quarter = _mm_add_ps(half, _mm_movehl_ps(half, half));
                 _mm_cvtss_f32(_mm_add_ss(quarter, _mm_movehdup_ps(quarter)))
+            }
+        }
+    }
+}
+
+#[cfg(target_arch = "x86_64")]
+pub use avx512::Avx512Arithmetic;
+
+#[cfg(target_arch = "x86_64")]
+mod avx512 {
+    use std::arch::x86_64::*;
+
+    use super::Arithmetic;
+    use crate::Isa;
+
+    /// Proof that AVX-512 is there: arithmetic on 16 lanes, for work on each element alone.
+    #[derive(Clone, Copy)]
+    pub struct Avx512Arithmetic(());
+
+    impl Avx512Arithmetic {
+        /// The proof, if this machine has the instruction set.
+        #[inline]
+        pub fn detect() -> Option<Avx512Arithmetic> {
+            Isa::Avx512.is_available().then_some(Avx512Arithmetic(()))
+        }
+
+        /// `out = f(a, b)`, vector by vector; gives how many elements that were.
+        #[inline]
+        pub fn map2(
+            self,
+            a: &[f32],
+            b: &[f32],
+            out: &mut [f32],
+            f: impl Fn(Self, __m512, __m512) -> __m512,
+        ) -> usize {
+            #[target_feature(enable = "avx512f")]
+            fn enter(
+                lanes: Avx512Arithmetic,
+                a: &[f32],
+                b: &[f32],
+                out: &mut [f32],
+                f: impl Fn(Avx512Arithmetic, __m512, __m512) -> __m512,
+            ) -> usize {
+                let (a, b) = (a.as_chunks::<16>().0, b.as_chunks::<16>().0);
+                let out = out.as_chunks_mut::<16>().0;
+                for ((a, b), out) in a.iter().zip(b).zip(&mut *out) {
+                    // SAFETY: 16 floats each.
+                    unsafe {
+                        let (a, b) = (_mm512_loadu_ps(a.as_ptr()), _mm512_loadu_ps(b.as_ptr()));
+                        _mm512_storeu_ps(out.as_mut_ptr(), f(lanes, a, b));
+                    }
+                }
+                16 * a.len().min(b.len()).min(out.len())
+            }
+            // SAFETY: `self` exists only where detection found the feature.
+            unsafe { enter(self, a, b, out, f) }
+        }
+    }
+
+    /// Writes the trait's methods: each body is intrinsics that need what `Avx512Arithmetic` proves.
+    macro_rules! methods {
+        ($($name:ident($($argument:ident: $kind:ty),*) -> $result:ty $body:block)*) => {
+            $(#[inline(always)]
+            fn $name(self, $($argument: $kind),*) -> $result {
+                // SAFETY: `self` proves AVX-512 F.
+                unsafe { $body }
+            })*
+        };
+    }
+
+    impl Arithmetic for Avx512Arithmetic {
+        type Vector = __m512;
+
+        methods! {
+            splat(value: f32) -> __m512 { _mm512_set1_ps(value) }
+            add(a: __m512, b: __m512) -> __m512 { _mm512_add_ps(a, b) }
+            sub(a: __m512, b: __m512) -> __m512 { _mm512_sub_ps(a, b) }
+            mul(a: __m512, b: __m512) -> __m512 { _mm512_mul_ps(a, b) }
+            div(a: __m512, b: __m512) -> __m512 { _mm512_div_ps(a, b) }
+            mul_add(a: __m512, b: __m512, c: __m512) -> __m512 { _mm512_fmadd_ps(a, b, c) }
+            min(a: __m512, b: __m512) -> __m512 { _mm512_min_ps(a, b) }
+            max(a: __m512, b: __m512) -> __m512 { _mm512_max_ps(a, b) }
+            abs(a: __m512) -> __m512 { _mm512_abs_ps(a) }
+            select_less(a: __m512, b: __m512, x: __m512, y: __m512) -> __m512 {
+                _mm512_mask_blend_ps(_mm512_cmp_ps_mask::<_CMP_LT_OQ>(a, b), y, x)
+            }
+            round(a: __m512) -> __m512 {
+                _mm512_roundscale_ps::<{ _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC }>(a)
+            }
+            power_of_two(n: __m512) -> __m512 {
+                let exponent = _mm512_add_epi32(_mm512_cvtps_epi32(n), _mm512_set1_epi32(127));
+                _mm512_castsi512_ps(_mm512_slli_epi32::<23>(exponent))
             }
         }
     }

@@ -3,7 +3,7 @@
 use super::elementwise::{Binary, Unary, map_assign, map2};
 use super::math::{erf, sigmoid, tanh};
 use crate::Isa;
-use crate::arch::lanes::Lanes;
+use crate::arch::lanes::Arithmetic;
 
 /// Error bound of [`activate`]: `|error| <= ACTIVATION_ABSOLUTE_ERROR * max(|x|, 1)`.
 pub const ACTIVATION_ABSOLUTE_ERROR: f64 = 4e-7;
@@ -61,7 +61,7 @@ pub fn softcap(isa: Isa, x: &mut [f32], cap: f32) {
 struct Gated<F>(F);
 impl<F: Unary> Binary for Gated<F> {
     #[inline(always)]
-    fn map<L: Lanes>(self, lanes: L, gate: L::Vector, up: L::Vector) -> L::Vector {
+    fn map<L: Arithmetic>(self, lanes: L, gate: L::Vector, up: L::Vector) -> L::Vector {
         lanes.mul(self.0.map(lanes, gate), up)
     }
 }
@@ -70,7 +70,7 @@ impl<F: Unary> Binary for Gated<F> {
 struct Silu;
 impl Unary for Silu {
     #[inline(always)]
-    fn map<L: Lanes>(self, lanes: L, x: L::Vector) -> L::Vector {
+    fn map<L: Arithmetic>(self, lanes: L, x: L::Vector) -> L::Vector {
         lanes.mul(x, sigmoid(lanes, x))
     }
 }
@@ -79,7 +79,7 @@ impl Unary for Silu {
 struct GeluTanh;
 impl Unary for GeluTanh {
     #[inline(always)]
-    fn map<L: Lanes>(self, lanes: L, x: L::Vector) -> L::Vector {
+    fn map<L: Arithmetic>(self, lanes: L, x: L::Vector) -> L::Vector {
         // (1 + tanh u) / 2 is the logistic function of 2u.
         const FACTOR: f32 = 1.595_769; // 2 √(2/π)
         let cube = lanes.mul_add(lanes.mul(x, x), lanes.splat(0.044715), lanes.splat(1.0));
@@ -92,7 +92,7 @@ impl Unary for GeluTanh {
 struct GeluErf;
 impl Unary for GeluErf {
     #[inline(always)]
-    fn map<L: Lanes>(self, lanes: L, x: L::Vector) -> L::Vector {
+    fn map<L: Arithmetic>(self, lanes: L, x: L::Vector) -> L::Vector {
         let erf = erf(
             lanes,
             lanes.mul(x, lanes.splat(std::f32::consts::FRAC_1_SQRT_2)),
@@ -106,7 +106,7 @@ impl Unary for GeluErf {
 struct GeluQuick;
 impl Unary for GeluQuick {
     #[inline(always)]
-    fn map<L: Lanes>(self, lanes: L, x: L::Vector) -> L::Vector {
+    fn map<L: Arithmetic>(self, lanes: L, x: L::Vector) -> L::Vector {
         lanes.mul(x, sigmoid(lanes, lanes.mul(x, lanes.splat(1.702))))
     }
 }
@@ -115,7 +115,7 @@ impl Unary for GeluQuick {
 struct Relu;
 impl Unary for Relu {
     #[inline(always)]
-    fn map<L: Lanes>(self, lanes: L, x: L::Vector) -> L::Vector {
+    fn map<L: Arithmetic>(self, lanes: L, x: L::Vector) -> L::Vector {
         lanes.max(lanes.splat(0.0), x)
     }
 }
@@ -124,7 +124,7 @@ impl Unary for Relu {
 struct ReluSquared;
 impl Unary for ReluSquared {
     #[inline(always)]
-    fn map<L: Lanes>(self, lanes: L, x: L::Vector) -> L::Vector {
+    fn map<L: Arithmetic>(self, lanes: L, x: L::Vector) -> L::Vector {
         let x = lanes.max(lanes.splat(0.0), x);
         lanes.mul(x, x)
     }
@@ -134,7 +134,7 @@ impl Unary for ReluSquared {
 struct Softcap(f32);
 impl Unary for Softcap {
     #[inline(always)]
-    fn map<L: Lanes>(self, lanes: L, x: L::Vector) -> L::Vector {
+    fn map<L: Arithmetic>(self, lanes: L, x: L::Vector) -> L::Vector {
         let cap = lanes.splat(self.0);
         lanes.mul(cap, tanh(lanes, lanes.div(x, cap)))
     }

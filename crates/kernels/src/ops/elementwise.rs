@@ -4,7 +4,9 @@ use half::f16;
 use half::slice::HalfFloatSliceExt;
 
 use crate::Isa;
-use crate::arch::lanes::{Kernel, LANES, Lanes, dispatch};
+#[cfg(target_arch = "x86_64")]
+use crate::arch::lanes::Avx512Arithmetic;
+use crate::arch::lanes::{Arithmetic, Kernel, LANES, Lanes, dispatch};
 
 /// `out = a + b`.
 pub fn add(isa: Isa, a: &[f32], b: &[f32], out: &mut [f32]) {
@@ -54,13 +56,13 @@ pub fn f16_to_f32(x: &[f16], out: &mut [f32]) {
 /// A function of one element.
 pub(super) trait Unary: Copy {
     /// Must be `#[inline(always)]`.
-    fn map<L: Lanes>(self, lanes: L, x: L::Vector) -> L::Vector;
+    fn map<L: Arithmetic>(self, lanes: L, x: L::Vector) -> L::Vector;
 }
 
 /// A function of two elements.
 pub(super) trait Binary: Copy {
     /// Must be `#[inline(always)]`.
-    fn map<L: Lanes>(self, lanes: L, a: L::Vector, b: L::Vector) -> L::Vector;
+    fn map<L: Arithmetic>(self, lanes: L, a: L::Vector, b: L::Vector) -> L::Vector;
 }
 
 /// `x = f(x)`.
@@ -72,6 +74,17 @@ pub(super) fn map_assign<F: Unary>(isa: Isa, f: F, x: &mut [f32]) {
 pub(super) fn map2<F: Binary>(isa: Isa, f: F, a: &[f32], b: &[f32], out: &mut [f32]) {
     assert_eq!(a.len(), b.len());
     assert_eq!(a.len(), out.len());
+    #[cfg(target_arch = "x86_64")]
+    if isa == Isa::Avx512
+        && let Some(wide) = Avx512Arithmetic::detect()
+    {
+        let done = wide.map2(a, b, out, |wide, a, b| f.map(wide, a, b));
+        if done == out.len() {
+            return;
+        }
+        let (a, b, out) = (&a[done..], &b[done..], &mut out[done..]);
+        return dispatch(isa, Map2 { f, a, b, out });
+    }
     dispatch(isa, Map2 { f, a, b, out });
 }
 
@@ -158,7 +171,7 @@ impl<F: Binary> Kernel for Map2Assign<'_, F> {
 struct Add;
 impl Binary for Add {
     #[inline(always)]
-    fn map<L: Lanes>(self, lanes: L, a: L::Vector, b: L::Vector) -> L::Vector {
+    fn map<L: Arithmetic>(self, lanes: L, a: L::Vector, b: L::Vector) -> L::Vector {
         lanes.add(a, b)
     }
 }
@@ -167,7 +180,7 @@ impl Binary for Add {
 struct Mul;
 impl Binary for Mul {
     #[inline(always)]
-    fn map<L: Lanes>(self, lanes: L, a: L::Vector, b: L::Vector) -> L::Vector {
+    fn map<L: Arithmetic>(self, lanes: L, a: L::Vector, b: L::Vector) -> L::Vector {
         lanes.mul(a, b)
     }
 }
@@ -176,7 +189,7 @@ impl Binary for Mul {
 struct ScaleAdd(f32);
 impl Binary for ScaleAdd {
     #[inline(always)]
-    fn map<L: Lanes>(self, lanes: L, a: L::Vector, b: L::Vector) -> L::Vector {
+    fn map<L: Arithmetic>(self, lanes: L, a: L::Vector, b: L::Vector) -> L::Vector {
         lanes.mul_add(b, lanes.splat(self.0), a)
     }
 }
@@ -185,7 +198,7 @@ impl Binary for ScaleAdd {
 struct Scale(f32);
 impl Unary for Scale {
     #[inline(always)]
-    fn map<L: Lanes>(self, lanes: L, x: L::Vector) -> L::Vector {
+    fn map<L: Arithmetic>(self, lanes: L, x: L::Vector) -> L::Vector {
         lanes.mul(x, lanes.splat(self.0))
     }
 }
@@ -194,7 +207,7 @@ impl Unary for Scale {
 struct Clamp(f32, f32);
 impl Unary for Clamp {
     #[inline(always)]
-    fn map<L: Lanes>(self, lanes: L, x: L::Vector) -> L::Vector {
+    fn map<L: Arithmetic>(self, lanes: L, x: L::Vector) -> L::Vector {
         lanes.min(lanes.max(x, lanes.splat(self.0)), lanes.splat(self.1))
     }
 }

@@ -2,7 +2,7 @@
 
 use super::elementwise::{Unary, map_assign};
 use crate::Isa;
-use crate::arch::lanes::Lanes;
+use crate::arch::lanes::Arithmetic;
 
 /// Error bound of [`exp`] in units in the last place, for normal results.
 pub const EXP_ULP: f64 = 1.5;
@@ -23,7 +23,7 @@ pub fn exp(isa: Isa, x: &mut [f32]) {
 struct Exp;
 impl Unary for Exp {
     #[inline(always)]
-    fn map<L: Lanes>(self, lanes: L, x: L::Vector) -> L::Vector {
+    fn map<L: Arithmetic>(self, lanes: L, x: L::Vector) -> L::Vector {
         exp_lanes(lanes, x)
     }
 }
@@ -33,7 +33,7 @@ const LN_2_LOW: f32 = 1.428_606_8e-6;
 
 /// `e^x`; see [`exp`].
 #[inline(always)]
-pub(super) fn exp_lanes<L: Lanes>(lanes: L, x: L::Vector) -> L::Vector {
+pub(super) fn exp_lanes<L: Arithmetic>(lanes: L, x: L::Vector) -> L::Vector {
     // Beyond these the result is 0 or infinite anyway. The order of the operands lets NaN through.
     let x = lanes.max(lanes.splat(-104.0), lanes.min(lanes.splat(89.0), x));
     let n = lanes.round(lanes.mul(x, lanes.splat(std::f32::consts::LOG2_E)));
@@ -63,7 +63,7 @@ pub(super) fn exp_lanes<L: Lanes>(lanes: L, x: L::Vector) -> L::Vector {
 ///
 /// Method: below 0.625 an odd polynomial (the coefficients of Cephes' `tanhf`), above `1 - 2 / (e^2|x| + 1)`.
 #[inline(always)]
-pub(super) fn tanh<L: Lanes>(lanes: L, x: L::Vector) -> L::Vector {
+pub(super) fn tanh<L: Arithmetic>(lanes: L, x: L::Vector) -> L::Vector {
     let size = lanes.abs(x);
     let square = lanes.mul(x, x);
     let mut p = lanes.splat(-5.704_988_7e-3);
@@ -86,7 +86,7 @@ pub(super) fn tanh<L: Lanes>(lanes: L, x: L::Vector) -> L::Vector {
 
 /// `1 / (1 + e^-x)`.
 #[inline(always)]
-pub(super) fn sigmoid<L: Lanes>(lanes: L, x: L::Vector) -> L::Vector {
+pub(super) fn sigmoid<L: Arithmetic>(lanes: L, x: L::Vector) -> L::Vector {
     let one = lanes.splat(1.0);
     let e = exp_lanes(lanes, lanes.sub(lanes.splat(0.0), x));
     lanes.div(one, lanes.add(one, e))
@@ -96,7 +96,7 @@ pub(super) fn sigmoid<L: Lanes>(lanes: L, x: L::Vector) -> L::Vector {
 ///
 /// Method: formula 7.1.26 of Abramowitz and Stegun (error 1.5e-7), plus rounding.
 #[inline(always)]
-pub(super) fn erf<L: Lanes>(lanes: L, x: L::Vector) -> L::Vector {
+pub(super) fn erf<L: Arithmetic>(lanes: L, x: L::Vector) -> L::Vector {
     let one = lanes.splat(1.0);
     let zero = lanes.splat(0.0);
     let size = lanes.abs(x);
@@ -119,7 +119,7 @@ mod tests {
     struct Tanh;
     impl Unary for Tanh {
         #[inline(always)]
-        fn map<L: Lanes>(self, lanes: L, x: L::Vector) -> L::Vector {
+        fn map<L: Arithmetic>(self, lanes: L, x: L::Vector) -> L::Vector {
             tanh(lanes, x)
         }
     }

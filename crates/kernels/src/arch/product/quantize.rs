@@ -17,6 +17,11 @@ pub(crate) fn quantize_rows(isa: Isa, x: &[f32], cols: usize, width: usize, pane
     assert_eq!(panel.len(), blocks * WORDS * width);
     match isa {
         #[cfg(target_arch = "x86_64")]
+        Isa::Avx512 if Isa::Avx512.is_available() => {
+            // SAFETY: AVX-512 was found.
+            unsafe { avx512::rows(x, cols, width, panel) }
+        }
+        #[cfg(target_arch = "x86_64")]
         Isa::Avx2 | Isa::Avx512 if Isa::Avx2.is_available() => {
             // SAFETY: AVX2 was found.
             unsafe { avx2::rows(x, cols, width, panel) }
@@ -41,6 +46,11 @@ pub(crate) fn quantize_span_rows(
     assert!(x.len() <= width * cols);
     assert_eq!(panel.len(), blocks * WORDS * width);
     match isa {
+        #[cfg(target_arch = "x86_64")]
+        Isa::Avx512 if Isa::Avx512.is_available() => {
+            // SAFETY: AVX-512 was found.
+            unsafe { avx512::span_rows(x, cols, width, panel) }
+        }
         #[cfg(target_arch = "x86_64")]
         Isa::Avx2 | Isa::Avx512 if Isa::Avx2.is_available() => {
             // SAFETY: AVX2 was found.
@@ -237,6 +247,13 @@ mod avx2 {
         let mut out = [0; 8];
         // SAFETY: `out` has 32 bytes.
         unsafe { _mm256_storeu_si256(out.as_mut_ptr().cast(), codes) };
+        Codes(out, negated_sums(codes))
+    }
+
+    /// The negated sums of the first and the last 16 codes.
+    #[target_feature(enable = "avx2,fma")]
+    #[inline]
+    pub(super) fn negated_sums(codes: __m256i) -> [i32; 2] {
         // Sums of eight unsigned bytes each, every byte 128 too large.
         let unsigned = _mm256_xor_si256(codes, _mm256_set1_epi8(i8::MIN));
         let eights = _mm256_sad_epu8(unsigned, _mm256_setzero_si256());
@@ -247,7 +264,7 @@ mod avx2 {
         let halves = _mm_add_epi64(_mm_unpacklo_epi64(low, high), _mm_unpackhi_epi64(low, high));
         let first = 128 * 16 - _mm_cvtsi128_si32(halves);
         let second = 128 * 16 - _mm_extract_epi32::<2>(halves);
-        Codes(out, [first, second])
+        [first, second]
     }
 
     #[target_feature(enable = "avx2,fma")]
@@ -255,5 +272,64 @@ mod avx2 {
     fn load(x: &[f32; BLOCK]) -> [__m256; 4] {
         // SAFETY: 8 of 32 numbers each.
         std::array::from_fn(|i| unsafe { _mm256_loadu_ps(x.as_ptr().add(8 * i)) })
+    }
+}
+
+#[cfg(target_arch = "x86_64")]
+mod avx512 {
+    use std::arch::x86_64::*;
+
+    use super::avx2::negated_sums;
+    use super::{BLOCK, Codes};
+
+    #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512vnni,avx2,fma")]
+    pub(super) fn rows(x: &[f32], cols: usize, width: usize, panel: &mut [i32]) {
+        let (largest, codes) = (|x: &_| largest_bits(x), |x: &_, inverse| codes(x, inverse));
+        super::rows(x, cols, width, panel, largest, codes);
+    }
+
+    #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512vnni,avx2,fma")]
+    pub(super) fn span_rows(x: &[f32], cols: usize, width: usize, panel: &mut [i32]) {
+        let (largest, codes) = (|x: &_| largest_bits(x), |x: &_, inverse| codes(x, inverse));
+        super::span_rows(x, cols, width, panel, largest, codes);
+    }
+
+    #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512vnni,avx2,fma")]
+    #[inline]
+    fn largest_bits(x: &[f32; BLOCK]) -> u32 {
+        let sign = _mm512_set1_epi32(i32::MAX);
+        let [first, second] = load(x).map(|v| _mm512_and_si512(_mm512_castps_si512(v), sign));
+        let most = _mm512_max_epu32(first, second);
+        let most = _mm256_max_epu32(
+            _mm512_castsi512_si256(most),
+            _mm512_extracti64x4_epi64::<1>(most),
+        );
+        let most = _mm_max_epu32(
+            _mm256_castsi256_si128(most),
+            _mm256_extracti128_si256::<1>(most),
+        );
+        let most = _mm_max_epu32(most, _mm_shuffle_epi32::<0b01_00_11_10>(most));
+        let most = _mm_max_epu32(most, _mm_shuffle_epi32::<0b10_11_00_01>(most));
+        _mm_cvtsi128_si32(most) as u32
+    }
+
+    #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512vnni,avx2,fma")]
+    #[inline]
+    fn codes(x: &[f32; BLOCK], inverse: f32) -> Codes {
+        let inverse = _mm512_set1_ps(inverse);
+        let [first, second] =
+            load(x).map(|v| _mm512_cvtsepi32_epi8(_mm512_cvtps_epi32(_mm512_mul_ps(v, inverse))));
+        let codes = _mm256_set_m128i(second, first);
+        let mut out = [0; 8];
+        // SAFETY: `out` has 32 bytes.
+        unsafe { _mm256_storeu_si256(out.as_mut_ptr().cast(), codes) };
+        Codes(out, negated_sums(codes))
+    }
+
+    #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512vnni,avx2,fma")]
+    #[inline]
+    fn load(x: &[f32; BLOCK]) -> [__m512; 2] {
+        // SAFETY: 16 of 32 numbers each.
+        std::array::from_fn(|i| unsafe { _mm512_loadu_ps(x.as_ptr().add(16 * i)) })
     }
 }
