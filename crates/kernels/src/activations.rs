@@ -36,6 +36,8 @@ pub struct Activations {
     /// Tiles of up to 16 tokens: [block][codes: [token, 8], then four words for each token]; empty where no matrix needs
     /// them or rows do not fill whole blocks. First with a scale for each block, then with one for each span.
     panels: [Vec<Line>; 2],
+    /// Words of each that are in use: memory is kept for the largest inputs.
+    words: [usize; 2],
     /// Inputs rounded to each type of float weights that will read this, [tokens, cols].
     floats: [Vec<f32>; FLOATS.len()],
 }
@@ -175,8 +177,12 @@ impl Activations {
             self.floats[index].resize(if wanted { len } else { 0 }, 0.0);
         }
         for (panels, words) in self.panels.iter_mut().zip(words) {
-            panels.resize(words.div_ceil(16), Line::default());
+            let lines = words.div_ceil(16);
+            if panels.len() < lines {
+                panels.resize(lines, Line::default());
+            }
         }
+        self.words = words;
         words
     }
 
@@ -272,6 +278,7 @@ impl Activations {
                 .sum::<usize>()
         };
         let panel: &[i32] = bytemuck::cast_slice(&self.panels[form as usize]);
+        let panel = &panel[..self.words[form as usize]];
         &panel[start * words..(start + tile.width) * words]
     }
 }

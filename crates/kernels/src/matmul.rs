@@ -247,8 +247,10 @@ pub fn matmul_gated_quantized(
                     ops::gated_product(context.isa, activation, gates, ups, flat);
                     let first = group.start - first_row;
                     for (out, products) in buffer.chunks_exact_mut(width).zip(products) {
-                        let out = &mut out[first..first + group.len()];
-                        out.copy_from_slice(&products[..group.len()]);
+                        match out[first..].first_chunk_mut() {
+                            Some(out) => *out = *products,
+                            None => out[first..].copy_from_slice(&products[..group.len()]),
+                        }
                     }
                 }
                 runs.write(context.isa, index, run, buffer);

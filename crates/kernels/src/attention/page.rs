@@ -2,6 +2,7 @@
 
 use bytemuck::{Pod, Zeroable};
 use half::f16;
+use half::slice::HalfFloatSliceExt;
 
 use crate::arch::memory::prefetch;
 
@@ -10,6 +11,9 @@ pub const PAGE_TOKENS: usize = 64;
 
 /// Elements that share one scale in [`KvType::Q8_0`].
 pub(super) const SCALE_BLOCK: usize = 32;
+
+/// Elements of a key or a value that are rounded together.
+const LARGEST_AT_ONCE: usize = 256;
 
 /// Elements of a value row are padded to a multiple of this, so that vectors never cross rows.
 pub(super) const VALUE_PADDING: usize = 16;
@@ -211,8 +215,8 @@ impl KvPage {
             let keys = &keys[head * shape.head_dim_k..][..shape.head_dim_k];
             let values = &values[head * shape.head_dim_v..][..shape.head_dim_v];
             match shape.kv_type {
-                KvType::F32 => self.write_head(head, slot, keys, values, |x: f32| x),
-                KvType::F16 => self.write_head(head, slot, keys, values, to_f16),
+                KvType::F32 => self.write_head(head, slot, keys, values),
+                KvType::F16 => self.write_head_f16(head, slot, keys, values),
                 KvType::Q8_0 => self.write_head_q8(head, slot, keys, values),
             }
         }
@@ -278,22 +282,33 @@ impl KvPage {
         }
     }
 
-    fn write_head<T: Pod>(
-        &mut self,
-        head: usize,
-        slot: usize,
-        keys: &[f32],
-        values: &[f32],
-        store: impl Fn(f32) -> T,
-    ) {
+    fn write_head<T: Pod>(&mut self, head: usize, slot: usize, keys: &[T], values: &[T]) {
         let stride = self.shape.value_stride();
         let view = self.head_mut::<T>(head);
         for (column, &key) in view.keys.chunks_exact_mut(PAGE_TOKENS).zip(keys) {
-            column[slot] = store(key);
+            column[slot] = key;
         }
-        for (stored, &value) in view.values[slot * stride..].iter_mut().zip(values) {
-            *stored = store(value);
+        view.values[slot * stride..][..values.len()].copy_from_slice(values);
+    }
+
+    /// [`write_head`](Self::write_head) in half precision.
+    fn write_head_f16(&mut self, head: usize, slot: usize, keys: &[f32], values: &[f32]) {
+        let mut rounded = [[f16::ZERO; LARGEST_AT_ONCE]; 2];
+        if keys.len().max(values.len()) > LARGEST_AT_ONCE {
+            let round = |x: &[f32]| x.iter().map(|&x| to_f16(x)).collect::<Vec<_>>();
+            return self.write_head(head, slot, &round(keys), &round(values));
         }
+        let [key, value] = &mut rounded;
+        let (key, value) = (&mut key[..keys.len()], &mut value[..values.len()]);
+        for (rounded, x) in [(&mut *key, keys), (&mut *value, values)] {
+            rounded.convert_from_f32_slice(x);
+            for (rounded, &x) in rounded.iter_mut().zip(x) {
+                if rounded.is_infinite() {
+                    *rounded = to_f16(x);
+                }
+            }
+        }
+        self.write_head(head, slot, key, value);
     }
 
     fn write_head_q8(&mut self, head: usize, slot: usize, keys: &[f32], values: &[f32]) {
