@@ -94,6 +94,7 @@ pub fn run(args: &Args, output: &mut Output) -> Result<(), CliError> {
         class: &args.task,
         label: &label,
         prompt_tokens: u32::try_from(prompt.len() / BYTES_PER_TOKEN + 1).unwrap_or(u32::MAX),
+        most_tokens: None,
         deadline_ms: args.deadline_ms,
         needs: Needs {
             tools: args.tools,

@@ -104,6 +104,7 @@ pub fn simulate(count: u64, seed: u64) -> Figures {
             class: "chat",
             label: &label,
             prompt_tokens,
+            most_tokens: None,
             deadline_ms,
             needs: Needs::default(),
         };

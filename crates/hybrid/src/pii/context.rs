@@ -56,6 +56,13 @@ fn mentions(side: &str, words: &[&str]) -> bool {
 
 /// True if `word` stands at `at`. Short words must end there: «id» is not in «idea».
 fn is_word_at(bytes: &[u8], at: usize, word: &[u8]) -> bool {
+    // Most words differ in the first letter, which is cheaper to compare than a slice.
+    if !word
+        .first()
+        .is_some_and(|first| first.eq_ignore_ascii_case(&bytes[at]))
+    {
+        return false;
+    }
     let end = at + word.len();
     bytes
         .get(at..end)

@@ -83,6 +83,8 @@ pub struct Task<'a> {
     pub label: &'a Label,
     /// Its length in tokens.
     pub prompt_tokens: u32,
+    /// Most tokens of the answer, if that was said.
+    pub most_tokens: Option<u32>,
     /// Time for the whole answer, in milliseconds; the policy's if absent.
     pub deadline_ms: Option<u64>,
     /// What it needs.
@@ -221,7 +223,8 @@ impl Router {
         candidates: &[Candidate],
         conditions: &Conditions,
     ) -> Receipt {
-        let tokens = [0.5, 0.99].map(|q| self.lengths.quantile(task.class, q));
+        let most = task.most_tokens.unwrap_or(u32::MAX);
+        let tokens = [0.5, 0.99].map(|q| self.lengths.quantile(task.class, q).min(most));
         let deadline = task.deadline_ms.or(self.policy.budgets.deadline_ms);
         let target = self.policy.quality_target();
         let qualities = self.capability.qualities(task.prompt);
@@ -464,6 +467,7 @@ mod tests {
             class: "chat",
             label,
             prompt_tokens: 50,
+            most_tokens: None,
             deadline_ms: None,
             needs: Needs::default(),
         }
@@ -580,6 +584,14 @@ mod tests {
             (late.chosen.as_deref(), late.candidates[0].lost),
             (Some("example"), Some(Lost::Deadline))
         );
+        // A short answer is in time here, too.
+        let short = Task {
+            most_tokens: Some(100),
+            ..hurried
+        };
+        let receipt = router.decide(&short, &places, &Conditions::default());
+        assert_eq!(receipt.task.answer_tokens, [100, 100]);
+        assert_ne!(receipt.candidates[0].lost, Some(Lost::Deadline));
     }
 
     #[test]

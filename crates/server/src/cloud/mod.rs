@@ -142,6 +142,9 @@ impl Placement for Hybrid {
             class: question.task,
             label: &label,
             prompt_tokens,
+            most_tokens: question
+                .max_tokens
+                .map(|most| u32::try_from(most).unwrap_or(u32::MAX)),
             deadline_ms,
             needs: Needs {
                 // Tools are called on the device: their results would have to be carried over a handover.
@@ -155,15 +158,7 @@ impl Placement for Hybrid {
             throttled: false,
             spent_today: shared.spent_today(),
         };
-        let mut receipt = lock(&shared.router).decide(&task, &candidates, &conditions);
-        if question
-            .max_tokens
-            .is_some_and(|most| most < receipt.task.answer_tokens[1] as usize)
-        {
-            // Nobody writes more than was asked for.
-            let most = question.max_tokens.unwrap_or_default() as u32;
-            receipt.task.answer_tokens = receipt.task.answer_tokens.map(|tokens| tokens.min(most));
-        }
+        let receipt = lock(&shared.router).decide(&task, &candidates, &conditions);
         let barred = |lost: Option<Lost>| {
             let is_closed = |lost| {
                 matches!(
