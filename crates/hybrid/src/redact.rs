@@ -48,6 +48,9 @@ impl RestoreMap {
     /// Bytes of an original from which it is recognised by itself; shorter ones are parts of too many other words.
     const TELLING: usize = 5;
 
+    /// Characters of an original that count as its beginning: two end many a word.
+    const BEGUN: usize = 3;
+
     /// Puts placeholders where originals stand by themselves.
     pub(crate) fn replace_known(&self, text: &mut String) {
         for (placeholder, original) in &self.originals {
@@ -69,7 +72,7 @@ impl RestoreMap {
         self.originals.values().any(|original| {
             let original: Vec<char> = original.chars().flat_map(char::to_lowercase).collect();
             let longest = original.len().saturating_sub(1).min(tail.len());
-            (Self::TELLING - 1..=longest)
+            (Self::BEGUN..=longest)
                 .any(|length| original[..length].iter().eq(tail[..length].iter().rev()))
         })
     }
