@@ -1,6 +1,7 @@
 //! Why a model could not be made smaller.
 
 use ondine_kernels::{KernelError, TensorType};
+use ondine_runtime::ModelError;
 use ondine_runtime::backend::BackendError;
 use ondine_runtime::gguf::ModelFileError;
 use thiserror::Error;
@@ -12,6 +13,9 @@ pub enum CompressError {
     /// A model file is at fault.
     #[error(transparent)]
     File(#[from] ModelFileError),
+    /// A model is at fault.
+    #[error(transparent)]
+    Model(#[from] ModelError),
     /// A decoder failed.
     #[error(transparent)]
     Backend(#[from] BackendError),

@@ -8,12 +8,16 @@
 )]
 
 pub mod calibrate;
+pub mod comparison;
 mod error;
+pub mod evaluate;
 mod format;
+pub mod gate;
 mod gptq;
 pub mod imatrix;
 mod linear_algebra;
 mod quantize;
+pub mod sensitivity;
 
 pub use error::CompressError;
 pub use format::{Effort, Encoder, writable};

@@ -127,6 +127,26 @@ impl Factor {
         }
     }
 
+    /// E H Eᵀ of one row of errors.
+    pub(crate) fn power(&self, row: &[f32]) -> f64 {
+        let mut sum = 0.0;
+        for (k, (e, diagonal)) in row.iter().zip(&self.diagonal).enumerate() {
+            let s = &self.lower[k * self.columns..k * self.columns + k];
+            let (wide, rest) = s.as_chunks::<16>();
+            let (wide_row, row_rest) = row[..k].as_chunks::<16>();
+            let mut lanes = [0.0f32; 16];
+            for (s, e) in wide.iter().zip(wide_row) {
+                for lane in 0..16 {
+                    lanes[lane] += s[lane] * e[lane];
+                }
+            }
+            let tail: f32 = rest.iter().zip(row_rest).map(|(s, e)| s * e).sum();
+            let at = e + lanes.iter().sum::<f32>() + tail;
+            sum += f64::from(*diagonal) * f64::from(at) * f64::from(at);
+        }
+        sum
+    }
+
     fn from_reversed(lower: &[f32], columns: usize, mean: f32) -> Self {
         let last = columns - 1;
         let mut out = vec![0.0; columns * columns];

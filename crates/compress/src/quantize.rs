@@ -99,16 +99,7 @@ pub fn quantize(
     progress: &mut dyn FnMut(&str, usize, usize) -> bool,
 ) -> Result<QuantizeReport, CompressError> {
     let plan = plan(file, options)?;
-    let mut header = HeaderWriter::new();
-    header.copy(&file.metadata, |key| {
-        !key.starts_with("split.")
-            && !matches!(
-                key,
-                "general.alignment" | "general.file_type" | "general.quantization_version"
-            )
-    });
-    header.u32("general.quantization_version", 2);
-    header.u32("general.file_type", file_type(options.tensor_type));
+    let header = header(file, options.tensor_type, &plan)?;
     let mut report = QuantizeReport {
         bytes_before: 0,
         bytes: 0,
@@ -117,7 +108,6 @@ pub fn quantize(
     };
     for (tensor, ty) in file.tensors().iter().zip(&plan) {
         let bytes = bytes_as(tensor, *ty)?;
-        header.tensor(&tensor.name, &tensor.shape, *ty as u32, bytes);
         report.bytes_before += tensor.bytes;
         report.bytes += bytes;
         report.elements += tensor.columns() * tensor.rows();
@@ -165,12 +155,71 @@ pub fn quantize(
             })?;
             done += tensor.bytes;
             let length = bytes_as(tensor, *ty)?;
-            let padding = (length.next_multiple_of(32) - length) as usize;
+            let padding = (padded(length) - length) as usize;
             writer.write_all(&[0; 32][..padding]).map_err(failed)?;
         }
         Ok(())
     })?;
     Ok(report)
+}
+
+/// The header of `file` with other types.
+pub(crate) fn header(
+    file: &ModelFile,
+    mostly: TensorType,
+    plan: &[TensorType],
+) -> Result<HeaderWriter, CompressError> {
+    let mut header = HeaderWriter::new();
+    header.copy(&file.metadata, |key| {
+        !key.starts_with("split.")
+            && !matches!(
+                key,
+                "general.alignment" | "general.file_type" | "general.quantization_version"
+            )
+    });
+    header.u32("general.quantization_version", 2);
+    header.u32("general.file_type", file_type(mostly));
+    for (tensor, ty) in file.tensors().iter().zip(plan) {
+        let bytes = bytes_as(tensor, *ty)?;
+        header.tensor(&tensor.name, &tensor.shape, *ty as u32, bytes);
+    }
+    Ok(header)
+}
+
+/// Writes `file` with the types of `plan`, each number rounded to the nearest.
+pub(crate) fn write_model(
+    file: &ModelFile,
+    plan: &[TensorType],
+    worker: &Worker,
+    out: &Path,
+) -> Result<(), CompressError> {
+    let header = header(file, TensorType::F16, plan)?;
+    write_atomically(out, |writer| {
+        let failed = |source| CompressError::Io {
+            path: out.display().to_string(),
+            source,
+        };
+        writer.write_all(&header.finish()).map_err(failed)?;
+        for (tensor, ty) in file.tensors().iter().zip(plan) {
+            let how = How {
+                effort: Effort::Nearest,
+                importance: None,
+                factor: None,
+            };
+            worker.tensor(file, tensor, *ty, &how, &mut |bytes, _| {
+                writer.write_all(bytes).map_err(failed)
+            })?;
+            let length = bytes_as(tensor, *ty)?;
+            let padding = (padded(length) - length) as usize;
+            writer.write_all(&[0; 32][..padding]).map_err(failed)?;
+        }
+        Ok(())
+    })
+}
+
+/// Bytes of a tensor in the file, up to where the next one begins.
+pub(crate) fn padded(bytes: u64) -> u64 {
+    bytes.next_multiple_of(32)
 }
 
 /// Writes a file beside `path` and renames it when it is whole.
@@ -200,7 +249,10 @@ pub(crate) fn write_atomically(
 }
 
 /// The type of each tensor.
-fn plan(file: &ModelFile, options: &QuantizeOptions<'_>) -> Result<Vec<TensorType>, CompressError> {
+pub(crate) fn plan(
+    file: &ModelFile,
+    options: &QuantizeOptions<'_>,
+) -> Result<Vec<TensorType>, CompressError> {
     Encoder::new(options.tensor_type, Effort::Nearest, Isa::Scalar)?;
     let head = match file.tensor("output.weight") {
         Some(_) => "output.weight",
@@ -373,12 +425,7 @@ impl Worker {
             Some(_) => gptq::ROWS,
             None => (PIECE / columns).max(1).min(rows_of_matrix),
         };
-        let importance: Vec<Vec<f32>> = match how.importance {
-            Some(importance) if importance.columns == columns => (0..importance.counts.len())
-                .map(|matrix| normalised(importance.mean(matrix)))
-                .collect(),
-            _ => vec![vec![1.0; columns]],
-        };
+        let importance = weights(how.importance, columns);
         let error: Mutex<Option<CompressError>> = Mutex::new(None);
         let targets = pieces(out, per_piece * row_bytes);
         self.pool.run(targets.len(), &|piece| {
@@ -421,6 +468,25 @@ impl Worker {
             None => Ok(()),
         }
     }
+}
+
+/// Weights of each matrix's columns.
+fn weights(importance: Option<&Importance>, columns: usize) -> Vec<Vec<f32>> {
+    match importance {
+        Some(importance) if importance.columns == columns && !importance.counts.is_empty() => {
+            let matrices = 0..importance.counts.len();
+            matrices
+                .map(|matrix| normalised(importance.mean(matrix)))
+                .collect()
+        }
+        _ => vec![vec![1.0; columns]],
+    }
+}
+
+/// Weights of each of a tensor's matrices' columns.
+pub(crate) fn importance_of(all: Option<&ImportanceMatrix>, tensor: &TensorInfo) -> Vec<Vec<f32>> {
+    let importance = all.and_then(|all| all.tensors.get(&tensor.name));
+    weights(importance, tensor.columns() as usize)
 }
 
 /// Weights with a mean of one, and none so small that its column is forgotten.
@@ -472,7 +538,7 @@ pub(crate) fn with_rows<T>(
 }
 
 /// The factors for error-compensating rounding, made for as many tensors at a time as memory allows.
-struct Compensation<'a> {
+pub(crate) struct Compensation<'a> {
     method: Method<'a>,
     /// Tensors that are rounded so, in file order, with their columns.
     tensors: Vec<(String, usize)>,
@@ -484,7 +550,11 @@ struct Compensation<'a> {
 }
 
 impl<'a> Compensation<'a> {
-    fn new(file: &ModelFile, options: &QuantizeOptions<'a>, plan: &[TensorType]) -> Self {
+    pub(crate) fn new(
+        file: &ModelFile,
+        options: &QuantizeOptions<'a>,
+        plan: &[TensorType],
+    ) -> Self {
         let mut out = Compensation {
             method: options.method.clone(),
             tensors: Vec::new(),
@@ -507,7 +577,7 @@ impl<'a> Compensation<'a> {
     }
 
     /// The factor of the tensor that comes next in the file, if it is rounded with one.
-    fn factor(
+    pub(crate) fn factor(
         &mut self,
         worker: &Worker,
         tensor: &TensorInfo,

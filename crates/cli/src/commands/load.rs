@@ -401,7 +401,8 @@ pub fn streaming_json(decoder: &dyn Decoder) -> Option<Value> {
 }
 
 /// Reads a number of bytes: `300MiB`, `1.5GB`, `65536`.
-fn parse_size(text: &str) -> Result<u64, String> {
+/// Bytes, as `300MiB` or `80MB` say them.
+pub fn parse_size(text: &str) -> Result<u64, String> {
     let digits = text.trim_end_matches(|c: char| c.is_ascii_alphabetic());
     let unit: u64 = match text[digits.len()..].to_ascii_lowercase().as_str() {
         "" | "b" => 1,

@@ -20,8 +20,12 @@ mod detokenize;
 mod devices;
 #[cfg(feature = "package")]
 mod diff;
+#[cfg(feature = "compress")]
+mod eval;
 #[cfg(feature = "npu")]
 mod export;
+#[cfg(feature = "compress")]
+mod gate;
 #[cfg(feature = "package")]
 mod gc;
 mod generate;
@@ -106,6 +110,12 @@ pub enum Command {
     /// Measure which columns of a model's matrices matter
     #[cfg(feature = "compress")]
     Calibrate(calibrate::Args),
+    /// Measure what a model can do
+    #[cfg(feature = "compress")]
+    Eval(eval::Args),
+    /// Judge whether a model may replace another
+    #[cfg(feature = "compress")]
+    Gate(gate::Args),
     /// Predict how fast a model would run on a device that is not here
     #[cfg(feature = "npu")]
     Plan(plan::Args),
@@ -197,6 +207,10 @@ pub fn run(command: Command, output: &mut Output) -> Result<(), CliError> {
         Command::Quantize(args) => quantize::run(&args, output),
         #[cfg(feature = "compress")]
         Command::Calibrate(args) => calibrate::run(&args, output),
+        #[cfg(feature = "compress")]
+        Command::Eval(args) => eval::run(&args, output),
+        #[cfg(feature = "compress")]
+        Command::Gate(args) => gate::run(&args, output),
         #[cfg(feature = "npu")]
         Command::Plan(args) => plan::run(&args, output),
         #[cfg(feature = "npu")]

@@ -26,6 +26,7 @@ Examples:
   ondine perplexity -m gemma-3-270m wiki.valid.txt --ctx 512 --chunks 20 --json
   ondine perplexity text.txt --against scalar          what the fast kernels change
   ondine perplexity text.txt --backend onnx:cpu --against cpu --positions 512 --json
+  ondine perplexity -m small.gguf text.txt --reference model-f16.gguf --chunks 20
 
 The text is cut into windows of --ctx tokens; the second half of each is scored (llama.cpp's
 convention, so that figures compare).")]
@@ -43,6 +44,10 @@ pub struct Args {
     /// scoring: how often is the likeliest token the same, how far apart are the distributions
     #[arg(long, value_name = "ISA|BACKEND", conflicts_with = "chunks")]
     against: Option<String>,
+    /// Model that this one was made of: also says how far apart their predictions are (KL divergence, likeliest token)
+    #[cfg(feature = "compress")]
+    #[arg(long, value_name = "MODEL", conflicts_with = "against")]
+    reference: Option<String>,
     /// Positions to compare with --against
     #[arg(long, value_name = "N", default_value_t = 2000, requires = "against",
           value_parser = clap::value_parser!(u32).range(1..))]
@@ -91,6 +96,11 @@ pub fn run(args: &Args, output: &mut Output) -> Result<(), CliError> {
         // What is compiled for a context need not hold more than a window.
         options.context = Some(window);
     }
+    #[cfg(feature = "compress")]
+    if args.reference.is_some() {
+        // All scores are wanted, and two models are in memory.
+        (options.screened_head, options.context) = (false, Some(window));
+    }
     let mut decoder = args.load.load_with(&model, &options, output)?;
     if let Some(isa) = &args.against {
         let compared = Compared {
@@ -104,6 +114,30 @@ pub fn run(args: &Args, output: &mut Output) -> Result<(), CliError> {
             return compare_backends(args, decoder.as_mut(), reference, &compared, output);
         }
         return compare(args, isa, &model, decoder.as_mut(), &compared, output);
+    }
+    #[cfg(feature = "compress")]
+    if let Some(reference) = &args.reference {
+        let windows = tokens.len() / window;
+        let windows = args
+            .chunks
+            .map_or(windows, |most| windows.min(most as usize));
+        let mut kept = tokens[..windows * window].to_vec();
+        if let Some(begin) = begin {
+            kept.chunks_exact_mut(window)
+                .for_each(|window| window[0] = begin);
+        }
+        let windows = ondine_compress::calibrate::Windows {
+            tokens: kept,
+            length: window,
+        };
+        return compare_models(
+            args,
+            reference,
+            decoder.as_mut(),
+            &options,
+            &windows,
+            output,
+        );
     }
     let bar = Bar::new(output, "windows");
     let most = args.chunks.map(|windows| windows as usize);
@@ -141,6 +175,72 @@ pub fn run(args: &Args, output: &mut Output) -> Result<(), CliError> {
         result.ppl * result.standard_error,
         result.tokens,
         result.windows,
+    ))
+}
+
+/// Compares with the model that this one was made of.
+#[cfg(feature = "compress")]
+fn compare_models(
+    args: &Args,
+    reference: &str,
+    decoder: &mut dyn Decoder,
+    options: &ondine_runtime::backend::LoadOptions,
+    windows: &ondine_compress::calibrate::Windows,
+    output: &mut Output,
+) -> Result<(), CliError> {
+    let model = ModelArgs {
+        model: reference.to_owned(),
+        ..args.model.clone()
+    }
+    .open(output)?;
+    let mut reference = args.load.load_with(&model, options, output)?;
+    let bar = Bar::new(output, "windows");
+    let result = ondine_compress::comparison::compare(
+        decoder,
+        reference.as_mut(),
+        windows,
+        &mut |done, all, so_far| {
+            bar.set(done, all, &format!("KL {so_far:.5}"));
+            !interrupt::is_interrupted()
+        },
+    );
+    bar.finish();
+    let result = result.map_err(super::calibrate::failed)?;
+    let (kl, kl_error) = result.mean(|position| position.divergence);
+    let (nll, _) = result.mean(|position| position.loss);
+    let (reference_nll, _) = result.mean(|position| position.reference_loss);
+    let (same_best, _) = result.mean(|position| f64::from(u8::from(position.same_best)));
+    if output.is_json() {
+        return output.json(&json!({
+            "nll": nll,
+            "ppl": nll.exp(),
+            "reference_ppl": reference_nll.exp(),
+            "mean_kl": kl,
+            "mean_kl_standard_error": kl_error,
+            "median_kl": result.quantile(0.5),
+            "kl_99": result.quantile(0.99),
+            "largest_kl": result.quantile(1.0),
+            "same_best": same_best,
+            "tokens": result.positions.len(),
+            "chunks": result.windows,
+            "ctx": windows.length,
+            "isa": decoder.device().device,
+        }));
+    }
+    output.line(&format!(
+        "perplexity {:.4}, that of the reference {:.4} ({} tokens scored in {} windows of {})",
+        nll.exp(),
+        reference_nll.exp(),
+        result.positions.len(),
+        result.windows,
+        windows.length
+    ))?;
+    output.line(&format!(
+        "mean KL {kl:.5} ± {kl_error:.5} nats, median {:.5}, 99 % below {:.4}, largest {:.3}; same likeliest token {:.2} %",
+        result.quantile(0.5),
+        result.quantile(0.99),
+        result.quantile(1.0),
+        100.0 * same_best
     ))
 }
 

@@ -1,12 +1,13 @@
 //! `ondine quantize`: a model with smaller tensor types.
 
 use super::calibrate::{failed, windows};
-use super::load::ModelArgs;
+use super::load::{ModelArgs, parse_size};
 use crate::error::CliError;
 use crate::interrupt;
 use crate::output::Output;
 use crate::progress::Bar;
 use ondine_compress::imatrix::ImportanceMatrix;
+use ondine_compress::sensitivity::{Target, allocate};
 use ondine_compress::{Method, QuantizeOptions, QuantizeReport, quantize, writable};
 use ondine_kernels::TensorType;
 use ondine_runtime::backend::cpu::available_threads;
@@ -23,6 +24,7 @@ Examples:
   ondine quantize model-f16.gguf model-q4.gguf --type Q4_K
   ondine quantize model-f16.gguf model-q4.gguf --type Q4_K --imatrix imatrix.gguf
   ondine quantize model-f16.gguf model-q4.gguf --type Q4_K --method gptq --calibration text.txt
+  ondine quantize model-f16.gguf small.gguf --target-size 80MB --method gptq --calibration text.txt
 
 The result is an ordinary GGUF file. Where rows do not fill a type's blocks, a type of about as many bits is
 taken whose blocks they fill.")]
@@ -51,7 +53,16 @@ pub struct Args {
     /// How codes are chosen
     #[arg(long, value_enum, default_value = "search")]
     method: MethodArg,
-    /// Text like what the model will read, for gptq
+    /// Bytes of the file at most, as 80MB: each matrix gets the type that its measured sensitivity earns
+    #[arg(long, value_name = "SIZE", value_parser = parse_size, group = "target", requires = "calibration")]
+    target_size: Option<u64>,
+    /// Bits of a weight at most, on average over all tensors; types as with --target-size
+    #[arg(long, value_name = "BITS", group = "target", requires = "calibration")]
+    target_bpw: Option<f64>,
+    /// Estimated mean KL divergence from the input's predictions at most, nats; types as with --target-size
+    #[arg(long, value_name = "NATS", group = "target", requires = "calibration")]
+    target_kl: Option<f64>,
+    /// Text like what the model will read, for gptq and the targets
     #[arg(long, value_name = "FILE", required_if_eq("method", "gptq"))]
     calibration: Option<PathBuf>,
     /// Windows of 512 tokens of that text to read at most
@@ -122,8 +133,9 @@ pub fn run(args: &Args, output: &mut Output) -> Result<(), CliError> {
             types.insert(tensor.name.clone(), *ty);
         }
     }
-    let calibrated = match (&args.calibration, args.method) {
-        (Some(text), MethodArg::Gptq) => {
+    let target = target(args)?;
+    let calibrated = match &args.calibration {
+        Some(text) if target.is_some() || args.method == MethodArg::Gptq => {
             let model = Model::open(&input, &Limits::default())?;
             let windows = windows(&model, text, 512, args.chunks)?;
             Some((model, windows))
@@ -132,14 +144,14 @@ pub fn run(args: &Args, output: &mut Output) -> Result<(), CliError> {
     };
     let method = match (&calibrated, args.method) {
         (_, MethodArg::Nearest) => Method::Nearest,
-        (Some((model, windows)), _) => Method::Gptq {
+        (Some((model, windows)), MethodArg::Gptq) => Method::Gptq {
             model,
             windows,
             memory: 1 << 30,
         },
-        (None, _) => Method::Search,
+        _ => Method::Search,
     };
-    let options = QuantizeOptions {
+    let mut options = QuantizeOptions {
         tensor_type: args.tensor_type,
         pure: args.pure,
         keep: args.keep.clone(),
@@ -149,21 +161,51 @@ pub fn run(args: &Args, output: &mut Output) -> Result<(), CliError> {
         threads: args.threads.map_or_else(available_threads, usize::from),
     };
     let bar = Bar::new(output, "");
-    let report = quantize(&file, &args.out, &options, &mut |what, done, all| {
+    let mut progress = |what: &str, done, all| {
         bar.set(done, all, what);
         !interrupt::is_interrupted()
-    });
+    };
+    let mut estimate = None;
+    if let (Some(target), Some((model, windows))) = (target, &calibrated) {
+        let mut scratch = args.out.as_os_str().to_owned();
+        scratch.push(format!(".measured-{}", std::process::id()));
+        let scratch = PathBuf::from(scratch);
+        let found = allocate(model, &options, windows, target, &scratch, &mut progress);
+        let found = found.map_err(failed)?;
+        options.types.extend(found.types);
+        estimate = Some(found.divergence);
+    }
+    let report = quantize(&file, &args.out, &options, &mut progress);
     bar.finish();
     print(
         &report.map_err(failed)?,
+        estimate,
         args,
         begun.elapsed().as_secs_f64(),
         output,
     )
 }
 
+/// What the model must keep to, if anything.
+fn target(args: &Args) -> Result<Option<Target>, CliError> {
+    let positive = |name: &str, number: f64| match number.is_finite() && number > 0.0 {
+        true => Ok(number),
+        false => Err(CliError::Usage(format!("--{name}: is a number above 0"))),
+    };
+    Ok(if let Some(bytes) = args.target_size {
+        Some(Target::FileBytes(bytes))
+    } else if let Some(bits) = args.target_bpw {
+        Some(Target::BitsPerWeight(positive("target-bpw", bits)?))
+    } else if let Some(nats) = args.target_kl {
+        Some(Target::Divergence(positive("target-kl", nats)?))
+    } else {
+        None
+    })
+}
+
 fn print(
     report: &QuantizeReport,
+    estimate: Option<f64>,
     args: &Args,
     seconds: f64,
     output: &mut Output,
@@ -187,6 +229,7 @@ fn print(
             "bytes": report.bytes,
             "bits_per_weight": report.bits_per_weight(),
             "seconds": seconds,
+            "estimated_kl": estimate,
             "tensors": tensors,
         }));
     }
@@ -196,6 +239,28 @@ fn print(
         report.bytes as f64 / f64::from(1 << 20),
         report.bytes_before as f64 / f64::from(1 << 20),
         report.bits_per_weight(),
+    ))?;
+    let Some(estimate) = estimate else {
+        return Ok(());
+    };
+    let mut bytes: Vec<(TensorType, u64)> = Vec::new();
+    for tensor in &report.tensors {
+        match bytes.iter_mut().find(|(ty, _)| *ty == tensor.now) {
+            Some((_, bytes)) => *bytes += tensor.bytes,
+            None => bytes.push((tensor.now, tensor.bytes)),
+        }
+    }
+    bytes.sort_by_key(|(_, bytes)| std::cmp::Reverse(*bytes));
+    let shares = bytes.iter().map(|(ty, bytes)| {
+        format!(
+            "{} {:.1} MiB",
+            ty.name(),
+            *bytes as f64 / f64::from(1 << 20)
+        )
+    });
+    output.line(&format!(
+        "estimated KL {estimate:.5} nats; {}",
+        shares.collect::<Vec<_>>().join(", ")
     ))
 }
 
