@@ -6,14 +6,32 @@ use ondine_kernels::{Isa, ThreadPool, Work, compiled_for};
 /// Columns that are factored together.
 const PANEL: usize = 64;
 
+/// Columns of a panel: of each token, these lie together.
+const WIDE: usize = 16;
+/// Rows of a Gram matrix that are computed together; a panel holds whole groups of them.
+const ROWS: usize = 8;
+
 /// `gram += xᵀ x`; `x` is [tokens, columns], `gram` is [columns, columns] of which only `j >= i / 8 * 8` is kept.
 pub(crate) fn add_gram(isa: Isa, pool: &ThreadPool, x: &[f32], columns: usize, gram: &mut [f32]) {
-    const ROWS: usize = 8;
+    let tokens = x.len() / columns.max(1);
+    // [panels][tokens][WIDE]: tiles then read memory in straight lines.
+    let mut panels = vec![0.0f32; columns.div_ceil(WIDE) * tokens * WIDE];
+    if panels.is_empty() {
+        return;
+    }
+    pool.for_each_chunk_mut(&mut panels, tokens * WIDE, |panel, out| {
+        let first = panel * WIDE;
+        let width = WIDE.min(columns - first);
+        for (x, out) in x.chunks_exact(columns).zip(out.chunks_exact_mut(WIDE)) {
+            out[..width].copy_from_slice(&x[first..first + width]);
+        }
+    });
     pool.for_each_chunk_mut(gram, ROWS * columns, |index, rows| {
         compiled_for(
             isa,
             GramRows {
-                x,
+                panels: &panels,
+                tokens,
                 columns,
                 first: index * ROWS,
                 rows,
@@ -23,7 +41,9 @@ pub(crate) fn add_gram(isa: Isa, pool: &ThreadPool, x: &[f32], columns: usize, g
 }
 
 struct GramRows<'a> {
-    x: &'a [f32],
+    /// [panels][tokens][WIDE].
+    panels: &'a [f32],
+    tokens: usize,
     columns: usize,
     first: usize,
     rows: &'a mut [f32],
@@ -33,40 +53,31 @@ impl Work for GramRows<'_> {
     type Output = ();
     #[inline(always)]
     fn run(self) {
-        const WIDE: usize = 16;
         let columns = self.columns;
-        for (pair, rows) in self.rows.chunks_mut(4 * columns).enumerate() {
-            let first = self.first + 4 * pair;
-            let count = rows.len() / columns;
-            let mut at = self.first;
-            while at < columns {
-                let width = WIDE.min(columns - at);
-                let mut sums = [[0.0f32; WIDE]; 4];
-                if width == WIDE && count == 4 {
-                    for x in self.x.chunks_exact(columns) {
-                        let right: &[f32; WIDE] = x[at..at + WIDE].try_into().expect("16 long");
-                        let left: &[f32; 4] = x[first..first + 4].try_into().expect("4 long");
-                        for (sums, left) in sums.iter_mut().zip(left) {
-                            for (sum, right) in sums.iter_mut().zip(right) {
-                                *sum += left * right;
-                            }
-                        }
-                    }
-                } else {
-                    for x in self.x.chunks_exact(columns) {
-                        for (sums, left) in sums.iter_mut().zip(&x[first..first + count]) {
-                            for (sum, right) in sums.iter_mut().zip(&x[at..at + width]) {
-                                *sum += left * right;
-                            }
-                        }
+        let panel = |index: usize| {
+            let length = self.tokens * WIDE;
+            self.panels[index * length..(index + 1) * length]
+                .as_chunks::<WIDE>()
+                .0
+        };
+        let left = panel(self.first / WIDE);
+        let offset = self.first % WIDE;
+        for index in self.first / WIDE..columns.div_ceil(WIDE) {
+            let mut sums = [[0.0f32; WIDE]; ROWS];
+            for (left, right) in left.iter().zip(panel(index)) {
+                let left: &[f32; ROWS] = left[offset..offset + ROWS].try_into().expect("8 long");
+                for (sums, left) in sums.iter_mut().zip(left) {
+                    for lane in 0..WIDE {
+                        sums[lane] += left * right[lane];
                     }
                 }
-                for (row, sums) in rows.chunks_exact_mut(columns).zip(&sums) {
-                    for (out, sum) in row[at..at + width].iter_mut().zip(sums) {
-                        *out += sum;
-                    }
+            }
+            let at = index * WIDE;
+            let width = WIDE.min(columns - at);
+            for (row, sums) in self.rows.chunks_exact_mut(columns).zip(&sums) {
+                for (out, sum) in row[at..at + width].iter_mut().zip(sums) {
+                    *out += sum;
                 }
-                at += width;
             }
         }
     }

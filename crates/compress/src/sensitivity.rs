@@ -83,6 +83,8 @@ const TYPES: [TensorType; 13] = [
 ];
 /// Rows of a tensor that are rounded to each type.
 const SAMPLE: usize = 64;
+/// Tokens that the Gram matrices of the estimate are made of.
+const SAMPLE_TOKENS: usize = 4096;
 /// Groups of neighbouring layers whose tensors of one kind are perturbed together.
 const LAYER_GROUPS: usize = 6;
 /// Tokens of a window whose predictions are compared; those of its second half.
@@ -113,7 +115,12 @@ pub fn allocate(
         pool: ThreadPool::new(options.threads.max(1)),
         isa: Isa::detect(),
     };
-    let costs = relative_costs(file, options, &open, &worker, progress)?;
+    let few = few(windows);
+    let mut sampling = options.clone();
+    if let Method::Gptq { windows, .. } = &mut sampling.method {
+        *windows = &few;
+    }
+    let costs = relative_costs(file, &sampling, &open, &worker, progress)?;
     let sensitivities = sensitivities(model, &open, &costs, windows, &worker, scratch, progress)?;
     let mut tensors = Vec::with_capacity(open.len());
     for (tensor, costs) in open.iter().zip(&costs) {
@@ -138,6 +145,17 @@ pub fn allocate(
         Target::Divergence(nats) => Budget::Nats(nats),
     };
     choose(tensors, budget)
+}
+
+/// As many windows as the estimate needs, spread over all.
+fn few(windows: &Windows) -> Windows {
+    let count = windows.iter().count();
+    let kept = count.min(SAMPLE_TOKENS.div_ceil(windows.length.max(1)));
+    let chosen = (0..kept).filter_map(|index| windows.iter().nth(index * count / kept));
+    Windows {
+        tokens: chosen.flatten().copied().collect(),
+        length: windows.length,
+    }
 }
 
 fn is_open(tensor: &TensorInfo, options: &QuantizeOptions<'_>) -> bool {
