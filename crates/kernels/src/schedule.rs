@@ -5,6 +5,7 @@ use std::collections::HashMap;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering::Relaxed};
 
 use crate::ThreadPool;
+use crate::arch::machine::second_level_cache_bytes;
 use crate::arch::threads::fetch_while_waiting;
 
 /// Numbers the jobs, so that a thread knows whether it has a part in the one at hand.
@@ -54,8 +55,11 @@ fn run(pool: &ThreadPool, count: usize, next: &Reads, f: &(dyn Fn(usize) + Sync)
 
 /// Matrices that a job reads in one go.
 pub(crate) const MOST_READS: usize = 4;
-/// What a waiting thread fetches at most: a quarter of a small second-level cache.
-const FETCH_BYTES: usize = 64 << 10;
+/// What a waiting thread fetches at most: a part of its second-level cache. Waits while one thread computes alone are long
+/// enough to read some 150 KiB.
+fn fetch_bytes() -> usize {
+    (second_level_cache_bytes() / 16 * 3).clamp(48 << 10, 192 << 10)
+}
 
 /// What a job reads, as (address, bytes): numbers only, which nobody follows but to fetch cache lines.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -86,13 +90,14 @@ impl Reads {
     /// The beginning of part `part` of `parts`.
     fn beginning(&self, part: usize, parts: usize) -> [(usize, usize); MOST_READS] {
         let mut ranges = [(0, 0); MOST_READS];
-        let mut budget = FETCH_BYTES;
+        let at_most = fetch_bytes();
+        let mut budget = at_most;
         let total: usize = self.matrices.iter().map(|(_, bytes)| bytes).sum();
         let mut skipped = total / parts * part;
         let count = self.matrices.iter().filter(|(_, bytes)| *bytes > 0).count();
         for (range, &(address, bytes)) in ranges.iter_mut().zip(&self.matrices) {
             let (start, most) = if self.side_by_side {
-                (bytes / parts * part, FETCH_BYTES / count.max(1))
+                (bytes / parts * part, at_most / count.max(1))
             } else {
                 let start = skipped.min(bytes);
                 skipped -= start;
@@ -265,19 +270,20 @@ mod tests {
 
     #[test]
     fn beginnings_lie_where_a_thread_will_start() {
-        let bytes = vec![0u8; 3 * FETCH_BYTES];
-        let (first, second) = bytes.split_at(FETCH_BYTES);
+        let most = fetch_bytes();
+        let bytes = vec![0u8; 3 * most];
+        let (first, second) = bytes.split_at(most);
         let at = |slice: &[u8], from: usize, taken| (slice.as_ptr() as usize + from, taken);
         let one_by_one = Reads::new([first, second].into_iter(), false);
         let [a, b, rest @ ..] = one_by_one.beginning(0, 2);
-        assert_eq!((a, b.1), (at(first, 0, FETCH_BYTES), 0));
+        assert_eq!((a, b.1), (at(first, 0, most), 0));
         assert!(rest.iter().all(|range| range.1 == 0));
         let [a, b, ..] = one_by_one.beginning(1, 2);
-        assert_eq!((a.1, b), (0, at(second, FETCH_BYTES / 2, FETCH_BYTES)));
+        assert_eq!((a.1, b), (0, at(second, most / 2, most)));
         let side_by_side = Reads::new([first, second].into_iter(), true);
         let [a, b, ..] = side_by_side.beginning(1, 2);
-        assert_eq!(a, at(first, FETCH_BYTES / 2, FETCH_BYTES / 2));
-        assert_eq!(b, at(second, FETCH_BYTES, FETCH_BYTES / 2));
+        assert_eq!(a, at(first, most / 2, most / 2));
+        assert_eq!(b, at(second, most, most / 2));
     }
 
     #[test]

@@ -142,6 +142,19 @@ fn multiply_bytes(rounds: usize) -> i32 {
     sums.iter().fold(0, |total, sum| total.wrapping_add(*sum))
 }
 
+/// Bytes of a core's second-level cache; what small cores have where the system does not say.
+pub(crate) fn second_level_cache_bytes() -> usize {
+    const SMALL: usize = 256 << 10;
+    static BYTES: std::sync::OnceLock<usize> = std::sync::OnceLock::new();
+    *BYTES.get_or_init(|| {
+        let size = std::fs::read_to_string("/sys/devices/system/cpu/cpu0/cache/index2/size");
+        let kibibytes = size
+            .ok()
+            .and_then(|size| size.trim().strip_suffix('K')?.parse().ok());
+        kibibytes.map_or(SMALL, |kibibytes: usize| kibibytes.saturating_mul(1 << 10))
+    })
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
