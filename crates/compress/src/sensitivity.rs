@@ -762,8 +762,10 @@ mod tests {
         let found = choose(two(), Budget::Bytes(160)).unwrap();
         assert_eq!((found.types["a"], found.types["b"]), (Q8_0, Q2_K));
         assert!((found.divergence - 0.05).abs() < 1e-9);
-        let found = choose(two(), Budget::Nats(0.25)).unwrap();
-        assert_eq!((found.types["a"], found.types["b"]), (Q4_K, Q4_K));
+        let found = choose(two(), Budget::Nats(0.3)).unwrap();
+        assert_eq!((found.types["a"], found.types["b"]), (Q4_K, Q2_K));
+        let found = choose(two(), Budget::Nats(0.02)).unwrap();
+        assert_eq!((found.types["a"], found.types["b"]), (Q8_0, Q4_K));
         assert!(choose(two(), Budget::Bytes(63)).is_err());
     }
 }
