@@ -1,7 +1,9 @@
-//! How quickly a sealed file opens on one core and on all, next to a plain read of the same bytes.
+//! How quickly a sealed file opens on one core and on all, next to a plain read of the same bytes and to the bare cipher of aws-lc
+//! on chunks of the same size.
 //!
 //! `cargo run --release -p ondine-package --example open_speed [MEBIBYTES]`
 
+use aws_lc_rs::aead::{AES_256_GCM, Aad, LessSafeKey, Nonce, UnboundKey};
 use ondine_package::path::BundlePath;
 use ondine_package::seal::{Cipher, Identity, SealedFile, seal_file};
 use ondine_package::source::FileSource;
@@ -23,6 +25,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     report("plain read", plain.len(), || {
         file.read_at(0, &mut out).map_err(Into::into)
     })?;
+    bare_cipher(plain.len())?;
     for cipher in [Cipher::Aes256Gcm, Cipher::XChaCha20Poly1305] {
         seal_file(
             &from,
@@ -61,6 +64,21 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     }
     std::fs::remove_dir_all(directory)?;
     Ok(())
+}
+
+/// Opens one chunk of 64 KiB again and again, with nothing around it.
+fn bare_cipher(bytes: usize) -> Result<(), Box<dyn std::error::Error>> {
+    let key = LessSafeKey::new(UnboundKey::new(&AES_256_GCM, &[7; 32])?);
+    let nonce = || Nonce::assume_unique_for_key([1; 12]);
+    let mut chunk = vec![5; 64 << 10];
+    let tag = key.seal_in_place_separate_tag(nonce(), Aad::empty(), &mut chunk)?;
+    let mut out = vec![0; chunk.len()];
+    report("bare AES-256-GCM of aws-lc, one core", bytes, || {
+        for _ in 0..bytes / chunk.len() {
+            key.open_separate_gather(nonce(), Aad::empty(), &chunk, tag.as_ref(), &mut out)?;
+        }
+        Ok(())
+    })
 }
 
 /// Prints the best of five.

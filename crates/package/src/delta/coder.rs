@@ -237,6 +237,11 @@ impl<const N: usize> Default for Mixer<N> {
 }
 
 impl<const N: usize> Mixer<N> {
+    /// For inputs that often know nothing: those that do are believed from the start.
+    pub fn confident() -> Self {
+        Mixer([20_000; N])
+    }
+
     /// Codes `bit` with the mix of `inputs`, then teaches the inputs and the weights.
     #[inline]
     pub fn code<C: Coder>(

@@ -71,7 +71,7 @@ pub fn diff(old: &Path, new: &Path, out: &Path, limits: &Limits) -> Result<Made,
                 whole(&new_source).map_err(file_error(new))?,
             );
             let mut coder = Encoder::new();
-            general::encode(&mut coder, &old, &new);
+            general::encode(&mut coder, &old, &new, true);
             (false, vec![coder.finish()])
         }
     };
@@ -113,7 +113,7 @@ impl Pair<'_> {
             (self.old_layout, self.new_layout);
         let mut coder = Encoder::new();
         code_length(&mut coder, new_header.len() as u64);
-        general::encode(&mut coder, old_header, new_header);
+        general::encode(&mut coder, old_header, new_header, false);
         let mut plan = Plan::new(old_layout);
         let mut finder = Finder {
             pair: self,

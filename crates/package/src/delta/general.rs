@@ -1,18 +1,28 @@
 //! Any bytes given any old bytes: copies of what is there already, and the rest coded by what usually follows.
 //!
-//! New bytes between copies are predicted by their last one to four bytes and by the old byte in their place, mixed. The model
-//! is warmed up with the old bytes around the first change, which makes a small change to a text very small.
+//! New bytes between copies are predicted by their last one to six bytes, by the old byte in their place and by what followed in
+//! the old bytes when the last ones occurred there, mixed. The model is warmed up with old bytes, which makes a small change to a
+//! text very small. The encoder tries several ways and keeps the smallest.
 
-use super::coder::{Bit, Coder, Mixer, Numbers, byte};
+use super::coder::{Bit, Coder, Encoder, Mixer, Numbers, byte};
 use std::io;
 
-/// Shortest copy from where the last one would go on.
-const SHORTEST_NEAR: usize = 5;
-/// Shortest copy from elsewhere.
-const SHORTEST_FAR: usize = 14;
+/// Shortest copies that are taken: from where the last one would go on, and from elsewhere. Where bytes between copies are
+/// predicted well, only long copies pay.
+const EAGER: [usize; 2] = [5, 14];
+const PATIENT: [usize; 2] = [32, 48];
+const VERY_PATIENT: [usize; 2] = [256, 256];
+const MOST_PATIENT: [usize; 2] = [2048, 2048];
 /// Bytes before and after the first change that warm the model up.
 const WARM_BEFORE: u64 = 6144;
 const WARM_AFTER: u64 = 2048;
+/// Below this many new bytes nothing but the surroundings of the first change is worth learning.
+const FEW_BYTES: usize = 512;
+/// Pieces of old bytes that warm the model up where there are many new bytes, and how many of them.
+const WARM_PIECE: u64 = 8192;
+const WARM_PIECES: u64 = 32;
+/// Old files longer than this are not searched for what followed the last bytes: the device would have to read them once more.
+const SEARCHED_BYTES: u64 = 256 << 20;
 /// Old files up to this length are indexed at every byte.
 const FINE_INDEX: usize = 48 << 20;
 /// More new bytes than this are coded by a quicker model.
@@ -32,6 +42,8 @@ pub(super) trait Workplace {
 
 struct Models {
     thorough: bool,
+    /// Whether more of the old bytes are learnt than what is around the first change.
+    studious: bool,
     warm: bool,
     literals: Numbers,
     lengths: Numbers,
@@ -42,39 +54,64 @@ struct Models {
     from_new: Bit,
     in_place: Bit,
     tables: Vec<Bit>,
-    mixers: Vec<Mixer<ORDERS>>,
+    mixers: Vec<Mixer<INPUTS>>,
     quick: Vec<[Bit; 256]>,
-    last: u64,
+    /// The last sixteen bytes.
+    last: u128,
+    /// By how often the old byte in place was right lately, and the bit that it says.
+    place_guesses: Vec<Bit>,
+    /// The same for what followed in the old bytes.
+    match_guesses: Vec<Bit>,
+    place_right: usize,
+    search: Search,
 }
 
-const ORDERS: usize = 6;
-const TABLE_BITS: u32 = 18;
+/// Counts of new bytes that are told apart.
+const COUNTS: usize = 16;
+const ORDERS: usize = 7;
+const INPUTS: usize = ORDERS + 2;
+/// Bits of a slot in each order's table, and where the tables begin: long contexts are many.
+const TABLE_BITS: [u32; ORDERS] = [10, 16, 20, 21, 21, 21, 20];
+const TABLE_STARTS: [usize; ORDERS + 1] = {
+    let mut starts = [0; ORDERS + 1];
+    let mut at = 0;
+    while at < ORDERS {
+        starts[at + 1] = starts[at] + (1 << TABLE_BITS[at]);
+        at += 1;
+    }
+    starts
+};
+/// By how many bits tables are smaller where little is learnt.
+fn smaller(studious: bool) -> u32 {
+    if studious { 0 } else { 3 }
+}
+
+/// Right guesses in a row that are counted.
+const RIGHT: usize = 31;
 
 impl Models {
-    fn new(thorough: bool) -> Self {
+    fn new(thorough: bool, studious: bool) -> Self {
+        let only = |wanted: bool, count: usize| if wanted { count } else { 0 };
         Models {
             thorough,
+            studious,
             warm: false,
-            literals: Numbers::new(1, 1),
-            lengths: Numbers::new(1, 1),
+            literals: Numbers::new(COUNTS, 1),
+            lengths: Numbers::new(COUNTS, 1),
             offsets: Numbers::new(2, 1),
             distances: Numbers::new(1, 1),
             high: Numbers::new(1, 1),
             to_end: Bit::default(),
             from_new: Bit::default(),
             in_place: Bit::default(),
-            tables: if thorough {
-                vec![Bit::default(); ORDERS << TABLE_BITS]
-            } else {
-                Vec::new()
-            },
-            mixers: vec![Mixer::default(); 256],
-            quick: if thorough {
-                Vec::new()
-            } else {
-                vec![[Bit::default(); 256]; 256]
-            },
+            tables: vec![Bit::default(); only(thorough, TABLE_STARTS[ORDERS] >> smaller(studious))],
+            mixers: vec![Mixer::confident(); only(thorough, 256 * 3)],
+            quick: vec![[Bit::default(); 256]; only(!thorough, 256)],
             last: 0,
+            place_guesses: vec![Bit::default(); 2 * (RIGHT + 2)],
+            match_guesses: vec![Bit::default(); 2 * (RIGHT + 2)],
+            place_right: 0,
+            search: Search::default(),
         }
     }
 
@@ -91,24 +128,33 @@ impl Models {
         self.high.unsigned(coder, 0, value >> 31) << 31 | low
     }
 
-    fn literal<C: Coder>(&mut self, coder: &mut C, in_place: u8, value: u8) -> u8 {
+    /// `guess`: what followed in the old bytes.
+    fn literal<C: Coder>(
+        &mut self,
+        coder: &mut C,
+        in_place: u8,
+        guess: Option<u8>,
+        value: u8,
+    ) -> u8 {
         let value = if self.thorough {
-            self.mixed(coder, in_place, value)
+            self.mixed(coder, in_place, guess, value)
         } else {
             byte(coder, &mut self.quick[(self.last & 255) as usize], value)
         };
-        self.last = self.last << 8 | u64::from(value);
+        self.last = self.last << 8 | u128::from(value);
         value
     }
 
-    fn mixed<C: Coder>(&mut self, coder: &mut C, in_place: u8, value: u8) -> u8 {
-        let last = self.last;
-        let contexts = [
+    fn mixed<C: Coder>(&mut self, coder: &mut C, in_place: u8, guess: Option<u8>, value: u8) -> u8 {
+        let last = self.last as u64;
+        let smaller = smaller(self.studious);
+        let contexts: [u64; ORDERS] = [
             0,
             last & 0xff,
             last & 0xffff,
             last & 0xff_ffff,
             last & 0xffff_ffff,
+            last & 0xffff_ffff_ffff,
             u64::from(in_place) << 8 | last & 0xff,
         ];
         let starts: [u64; ORDERS] = std::array::from_fn(|i| {
@@ -118,27 +164,43 @@ impl Models {
         });
         let mut node = 1_u64;
         for at in (0..8).rev() {
-            let mut inputs: [Bit; ORDERS] = [Bit::default(); ORDERS];
+            let mut inputs: [Bit; INPUTS] = [Bit::default(); INPUTS];
             let slots: [usize; ORDERS] = std::array::from_fn(|i| {
                 let hash = (starts[i] ^ node.wrapping_mul(0xd6e8_feb8_6659_fd93))
                     .wrapping_mul(0x9e37_79b9_7f4a_7c15);
-                (i << TABLE_BITS) + (hash >> (64 - TABLE_BITS)) as usize
+                (TABLE_STARTS[i] >> smaller) + (hash >> (64 - TABLE_BITS[i] + smaller)) as usize
             });
             for (input, slot) in inputs.iter_mut().zip(slots) {
                 *input = self.tables[slot];
             }
-            let bit = self.mixers[node as usize].code(
-                coder,
-                inputs.each_mut(),
-                127,
-                value >> at & 1 == 1,
-            );
+            // A guess counts as long as its bits were right.
+            let guessed = |guess: Option<u8>, right: usize| match guess {
+                Some(guess) if (u64::from(guess) | 256) >> (at + 1) == node => {
+                    2 * right.min(RIGHT) + usize::from(guess >> at & 1)
+                }
+                _ => 2 * (RIGHT + 1),
+            };
+            let place = guessed(Some(in_place), self.place_right);
+            let found = guessed(guess, self.search.right);
+            inputs[ORDERS] = self.place_guesses[place];
+            inputs[ORDERS + 1] = self.match_guesses[found];
+            let mixer = node as usize
+                + 256 * (usize::from(place < 2 * RIGHT) + usize::from(found < 2 * RIGHT)).min(2);
+            let bit = self.mixers[mixer].code(coder, inputs.each_mut(), 127, value >> at & 1 == 1);
             for (input, slot) in inputs.iter().zip(slots) {
                 self.tables[slot] = *input;
             }
+            self.place_guesses[place] = inputs[ORDERS];
+            self.match_guesses[found] = inputs[ORDERS + 1];
             node = node << 1 | u64::from(bit);
         }
-        node as u8
+        let value = node as u8;
+        self.place_right = if value == in_place {
+            (self.place_right + 1).min(RIGHT)
+        } else {
+            self.place_right / 4
+        };
+        value
     }
 
     fn warm_up(&mut self, place: &mut dyn Workplace, around: u64) -> io::Result<()> {
@@ -146,19 +208,120 @@ impl Models {
             return Ok(());
         }
         self.warm = true;
+        if self.studious {
+            self.search.index(place)?;
+            let pieces = WARM_PIECES.min(place.old_len() / WARM_PIECE);
+            for piece in 0..pieces {
+                let start = (place.old_len() - WARM_PIECE) / pieces * piece;
+                self.learn(place, start, start + WARM_PIECE)?;
+            }
+        }
         let start = around.saturating_sub(WARM_BEFORE).min(place.old_len());
         let end = (around + WARM_AFTER).min(place.old_len()).max(start);
+        self.learn(place, start, end)
+    }
+
+    fn learn(&mut self, place: &mut dyn Workplace, start: u64, end: u64) -> io::Result<()> {
         let mut bytes = vec![0; (end - start) as usize];
         place.read_old(start, &mut bytes)?;
         for (i, &value) in bytes.iter().enumerate() {
-            self.literal(
-                &mut Nowhere,
-                bytes.get(i.wrapping_sub(1)).copied().unwrap_or(0),
-                value,
-            );
+            let before = bytes.get(i.wrapping_sub(1)).copied().unwrap_or(0);
+            self.literal(&mut Nowhere, before, None, value);
+        }
+        self.place_right = 0;
+        Ok(())
+    }
+}
+
+/// Where in the old bytes the last new ones occurred.
+#[derive(Default)]
+struct Search {
+    /// For each of [`AGREEING`]: position after the bytes of this hash, plus one; empty where nothing is searched.
+    slots: [Vec<u32>; 2],
+    /// Position of the next guess.
+    at: Option<u64>,
+    right: usize,
+    block: Vec<u8>,
+    block_at: u64,
+}
+
+/// Bytes that must agree: many first, then few.
+const AGREEING: [u32; 2] = [14, 6];
+const SEARCH_BITS: u32 = 21;
+
+impl Search {
+    fn index(&mut self, place: &mut dyn Workplace) -> io::Result<()> {
+        const PIECE: usize = 1 << 20;
+        if place.old_len() > SEARCHED_BYTES {
+            return Ok(());
+        }
+        self.slots = [vec![0; 1 << SEARCH_BITS], vec![0; 1 << SEARCH_BITS]];
+        let mut last = 0_u128;
+        let mut bytes = vec![0; PIECE];
+        let mut at = 0;
+        while at < place.old_len() {
+            let count = (place.old_len() - at).min(PIECE as u64) as usize;
+            place.read_old(at, &mut bytes[..count])?;
+            for &byte in &bytes[..count] {
+                at += 1;
+                last = last << 8 | u128::from(byte);
+                for (slots, bytes) in self.slots.iter_mut().zip(AGREEING) {
+                    slots[slot_of(last, bytes)] = at as u32 + 1;
+                }
+            }
         }
         Ok(())
     }
+
+    /// What followed in the old bytes, if the last new ones occurred there.
+    fn guess(&mut self, place: &mut dyn Workplace, last: u128) -> io::Result<Option<u8>> {
+        if self.slots[0].is_empty() {
+            return Ok(None);
+        }
+        // After a wrong guess it goes on beside it, until a better place is found.
+        if self.at.is_none() || self.right == 0 {
+            for (slots, bytes) in self.slots.iter().zip(AGREEING) {
+                let found = u64::from(slots[slot_of(last, bytes)]);
+                let Some(at) = found.checked_sub(1).filter(|at| *at >= 16) else {
+                    continue;
+                };
+                let mut before = [0; 16];
+                place.read_old(at - 16, &mut before)?;
+                let same = (u128::from_be_bytes(before) ^ last).trailing_zeros() / 8;
+                if same >= bytes {
+                    self.at = Some(at);
+                    self.right = same as usize - AGREEING[1] as usize + 1;
+                    break;
+                }
+            }
+        }
+        let Some(at) = self.at.filter(|at| *at < place.old_len()) else {
+            return Ok(None);
+        };
+        if at < self.block_at || at >= self.block_at + self.block.len() as u64 {
+            const BLOCK: u64 = 256;
+            self.block
+                .resize((place.old_len() - at).min(BLOCK) as usize, 0);
+            place.read_old(at, &mut self.block)?;
+            self.block_at = at;
+        }
+        Ok(Some(self.block[(at - self.block_at) as usize]))
+    }
+
+    fn learn(&mut self, guess: Option<u8>, value: u8) {
+        self.right = match guess {
+            Some(guess) if guess == value => (self.right + 1).min(RIGHT),
+            _ => 0,
+        };
+        self.at = self.at.map(|at| at + 1);
+    }
+}
+
+fn slot_of(last: u128, bytes: u32) -> usize {
+    let known = last << (128 - 8 * bytes);
+    let folded = (known >> 64) as u64 ^ (known as u64).rotate_left(23);
+    let hash = folded.wrapping_mul(0x9e37_79b9_7f4a_7c15);
+    ((hash ^ hash >> 29).wrapping_mul(0xd6e8_feb8_6659_fd93) >> (64 - SEARCH_BITS)) as usize
 }
 
 /// A coder that codes nothing: for teaching a model.
@@ -172,6 +335,7 @@ impl Coder for Nowhere {
 }
 
 /// What the encoder found: some new bytes, then a copy.
+#[derive(Clone, Copy)]
 struct Step {
     literals: usize,
     copy: usize,
@@ -179,17 +343,53 @@ struct Step {
     from_new: bool,
 }
 
-/// Encodes `new` given `old`.
-pub(super) fn encode<C: Coder>(coder: &mut C, old: &[u8], new: &[u8]) {
-    let steps = find_copies(old, new);
-    let literals: usize = steps.iter().map(|step| step.literals).sum();
-    let thorough = coder.bit(1 << 15, literals <= THOROUGH_BYTES);
+/// Encodes `new` given `old`. `roomy`: whether decoding may take the 50 MB that learning from
+/// all of the old bytes needs.
+pub(super) fn encode<C: Coder>(coder: &mut C, old: &[u8], new: &[u8], roomy: bool) {
+    let ways = [
+        (EAGER, false),
+        (EAGER, true),
+        (PATIENT, true),
+        (VERY_PATIENT, true),
+        (MOST_PATIENT, true),
+    ];
+    let mut best: Option<(usize, Vec<Step>, bool)> = None;
+    for (shortest, studious) in ways {
+        let steps = find_copies(old, new, shortest);
+        let few = literals_of(&steps) < FEW_BYTES || literals_of(&steps) > THOROUGH_BYTES;
+        if best.is_some() && few {
+            continue;
+        }
+        let mut trial = Encoder::new();
+        if !few {
+            encode_steps(&mut trial, old, new, &steps, studious);
+        }
+        let size = trial.finish().len();
+        if best.as_ref().is_none_or(|(smallest, ..)| size < *smallest) {
+            best = Some((size, steps, studious));
+        }
+        if few || !roomy {
+            break;
+        }
+    }
+    if let Some((_, steps, studious)) = best {
+        encode_steps(coder, old, new, &steps, studious);
+    }
+}
+
+fn literals_of(steps: &[Step]) -> usize {
+    steps.iter().map(|step| step.literals).sum()
+}
+
+fn encode_steps<C: Coder>(coder: &mut C, old: &[u8], new: &[u8], steps: &[Step], studious: bool) {
+    let thorough = coder.bit(1 << 15, literals_of(steps) <= THOROUGH_BYTES);
+    let studious = thorough && coder.bit(1 << 15, studious);
     let mut place = Memory {
         old,
         new: Vec::with_capacity(new.len()),
     };
-    let mut models = Models::new(thorough);
-    let mut steps = steps.into_iter();
+    let mut models = Models::new(thorough, studious);
+    let mut steps = steps.iter().copied();
     let told = |place: &Memory| new.get(place.new.len()).copied().unwrap_or(0);
     let _ = run(
         coder,
@@ -211,10 +411,11 @@ pub(super) fn decode<C: Coder, W: Workplace>(
     length: u64,
 ) -> io::Result<()> {
     let thorough = coder.bit(1 << 15, false);
+    let studious = thorough && coder.bit(1 << 15, false);
     let end = place.written() + length;
     run(
         coder,
-        &mut Models::new(thorough),
+        &mut Models::new(thorough, studious),
         place,
         end,
         &mut || None,
@@ -231,8 +432,8 @@ fn run<C: Coder, W: Workplace>(
     told: &dyn Fn(&W) -> u8,
 ) -> io::Result<()> {
     let damaged = || io::Error::from(io::ErrorKind::InvalidData);
-    // Where in the old bytes the last copy ended.
-    let mut old_at = 0_u64;
+    // Where in the old bytes the last copy ended, and how many new bytes came before it.
+    let (mut old_at, mut before) = (0_u64, 0_u64);
     while place.written() < end {
         let step = next().unwrap_or(Step {
             literals: 0,
@@ -240,7 +441,12 @@ fn run<C: Coder, W: Workplace>(
             from: 0,
             from_new: false,
         });
-        let literals = models.wide(coder, |m| &mut m.literals, 0, step.literals as u64);
+        let literals = models.wide(
+            coder,
+            |m| &mut m.literals,
+            before.min(COUNTS as u64 - 1) as usize,
+            step.literals as u64,
+        );
         if literals > end - place.written() {
             return Err(damaged());
         }
@@ -254,7 +460,10 @@ fn run<C: Coder, W: Workplace>(
             } else {
                 0
             };
-            let value = models.literal(coder, hint, told(place));
+            let last = models.last;
+            let guess = models.search.guess(place, last)?;
+            let value = models.literal(coder, hint, guess, told(place));
+            models.search.learn(guess, value);
             place.push(value)?;
         }
         let left = end - place.written();
@@ -267,7 +476,7 @@ fn run<C: Coder, W: Workplace>(
             models.wide(
                 coder,
                 |m| &mut m.lengths,
-                0,
+                literals.min(COUNTS as u64 - 1) as usize,
                 (step.copy as u64).saturating_sub(1),
             ) + 1
         };
@@ -283,6 +492,7 @@ fn run<C: Coder, W: Workplace>(
             ) + 1;
             let from = place.written().checked_sub(distance).ok_or_else(damaged)?;
             place.copy_new(from, length)?;
+            models.last = 0;
         } else {
             let replaced = old_at + literals;
             let near = |base: u64| step.from.abs_diff(base);
@@ -304,8 +514,14 @@ fn run<C: Coder, W: Workplace>(
                 .ok_or_else(damaged)?;
             place.copy_old(from, length)?;
             old_at = until;
+            // What follows depends on what was copied.
+            let mut tail = [0; 16];
+            let known = length.min(16) as usize;
+            place.read_old(until - known as u64, &mut tail[16 - known..])?;
+            models.last = u128::from_be_bytes(tail);
         }
-        models.last = 0;
+        models.search.at = None;
+        before = literals;
     }
     Ok(())
 }
@@ -419,7 +635,8 @@ impl Index {
     }
 }
 
-fn find_copies(old: &[u8], new: &[u8]) -> Vec<Step> {
+fn find_copies(old: &[u8], new: &[u8], shortest: [usize; 2]) -> Vec<Step> {
+    let [shortest_near, shortest_far] = shortest;
     let stride = if old.len() <= FINE_INDEX { 1 } else { 8 };
     // Positions are kept in units of the stride, so that 32 bits reach far.
     let mut old_index = Index::new(old.len() / stride);
@@ -447,13 +664,18 @@ fn find_copies(old: &[u8], new: &[u8]) -> Vec<Step> {
                 if length == here.len() {
                     1
                 } else {
-                    SHORTEST_NEAR
+                    shortest_near
                 },
             );
         }
         if literals < 512 {
             for near in old_at..(old_at + 256).min(old.len()) {
-                offer(near, common(&old[near..], here), false, 8);
+                offer(
+                    near,
+                    common(&old[near..], here),
+                    false,
+                    shortest_near.max(8),
+                );
             }
         }
         if let Some(from) = old_index.find(here) {
@@ -461,13 +683,13 @@ fn find_copies(old: &[u8], new: &[u8]) -> Vec<Step> {
                 from * stride,
                 common(&old[from * stride..], here),
                 false,
-                SHORTEST_FAR,
+                shortest_far,
             );
         }
         if let Some(from) = new_index.find(here)
             && from < at
         {
-            offer(from, common(&new[from..], here), true, 8);
+            offer(from, common(&new[from..], here), true, shortest_near.max(8));
         }
         new_index.insert(here, at);
         let Some((mut from, mut length, from_new)) = best else {

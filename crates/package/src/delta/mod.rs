@@ -14,8 +14,8 @@
 //! | plain numbers | `plain::Floats`: distance in units of the last place |
 //! | other types, and new tensors | `plain::Records` |
 //!
-//! Any other file is coded as bytes as a whole. Applying takes a few megabytes of memory beside the header, whatever the model's
-//! size, can be taken up again after an interruption, and makes the result visible only when its hash is right.
+//! Any other file is coded as bytes as a whole. Applying takes a few megabytes of memory beside the header (for other files up to
+//! 60), whatever the size, can be taken up again after an interruption, and makes the result visible only when its hash is right.
 
 #![allow(
     clippy::needless_range_loop,

@@ -12,7 +12,7 @@ use std::io;
 /// Reads (false) or writes (true) bytes at an offset.
 type Exchange<'a> = dyn FnMut(u64, &mut [u8], bool) -> io::Result<()> + 'a;
 
-const MAGIC: [u8; 3] = *b"OD1";
+const MAGIC: [u8; 3] = *b"OD2";
 /// Bytes of the base's hash: enough to tell versions apart; what is trusted is the result's hash.
 const BASE_BYTES: usize = 8;
 /// About the longest stream of changed tensors: each begins with models that know nothing.

@@ -188,8 +188,8 @@ impl Quantised {
             left: false,
             trend: Trend::default(),
             half_models: [
-                MixedNumbers::new(LEVELS * 4, 21),
-                MixedNumbers::new(LEVELS * 4, 21),
+                MixedNumbers::new(LEVELS * 4, 49 * 3),
+                MixedNumbers::new(LEVELS * 4, 49 * 3),
             ],
             sub_models: [
                 Numbers::new(PLACES * 2, PLACES),
@@ -308,6 +308,12 @@ impl Quantised {
         let mut residual_before = 0_i32;
         let mut distance_before = 0.0;
         for which in (0..self.layout.halves()).rev() {
+            let extreme = self.extreme(which, old);
+            let trend = extreme.map_or(24, |(column, rises)| {
+                let (common, product) = self.trend.opinions(column);
+                let trend = 7 * common + product;
+                if rises { trend } else { 48 - trend }
+            });
             let predicted = self.predict_half(which, old, new);
             let order = half_order(predicted);
             let unit = (half_to_float(half_from_order(order + 1)) - half_to_float(predicted))
@@ -329,12 +335,16 @@ impl Quantised {
             let residual = if zero {
                 0
             } else {
-                let sign_context =
-                    3 * self.extreme_trend(which, old) + (residual_before.signum() + 1) as usize;
+                let sign_context = 3 * trend + (residual_before.signum() + 1) as usize;
                 self.half_models[which].other(coder, contexts, sign_context, residual)
             };
             new.halves[which] = half_from_order(order.wrapping_add(residual));
             let moved = residual.unsigned_abs().min(4096) as f32 * unit;
+            if let Some((column, rises)) = extreme
+                && residual != 0
+            {
+                self.trend.learn(column, (residual > 0) == rises);
+            }
             let movement = &mut self.halves[which];
             let column = &mut movement.columns[self.block];
             *column += (moved - *column) * movement.column_rate;
@@ -345,25 +355,21 @@ impl Quantised {
         old.halves == new.halves
     }
 
-    /// Which way the weight moves that sets a factor: the smallest one sets the minimum, the largest one the scale.
-    fn extreme_trend(&self, which: usize, old: &Block) -> usize {
+    /// The column of the weight that sets a factor, and whether the factor rises with it: the smallest weight sets the minimum,
+    /// the largest one the scale.
+    fn extreme(&self, which: usize, old: &Block) -> Option<(usize, bool)> {
         let largest = self.layout.largest_code();
         let codes = &old.codes[..self.layout.weights()];
-        let found = match self.layout {
+        let at = match self.layout {
             Layout::Q4_1 | Layout::Q5_1 if which == 1 => codes.iter().position(|code| *code == 0),
             Layout::Q4_1 | Layout::Q5_1 => {
                 codes.iter().position(|code| i32::from(*code) == largest)
             }
             Layout::Q8_0 => codes.iter().position(|code| matches!(code, 1 | 255)),
             _ => None,
-        };
-        let Some(at) = found else { return 3 };
-        let trend = opinion(self.trend.common[self.block * self.layout.weights() + at]);
-        if self.layout == Layout::Q8_0 && codes[at] == 1 {
-            6 - trend
-        } else {
-            trend
-        }
+        }?;
+        let rises = self.layout != Layout::Q8_0 || codes[at] == 255;
+        Some((self.block * self.layout.weights() + at, rises))
     }
 
     fn predict_half(&self, which: usize, old: &Block, new: &Block) -> u16 {

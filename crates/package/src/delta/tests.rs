@@ -145,6 +145,33 @@ fn other_files_survive() {
     }
 }
 
+/// Text of `count` words that follow from `seed`.
+fn words(seed: u64, count: usize) -> Vec<String> {
+    noise(seed, 2 * count)
+        .chunks(2)
+        .map(|pair| {
+            format!(
+                "word{} ",
+                usize::from(pair[0]) * 7 + usize::from(pair[1] & 3)
+            )
+        })
+        .collect()
+}
+
+#[test]
+fn many_edits_of_a_text_are_predicted_from_the_old_one() {
+    let old = words(7, 30_000);
+    let mut new = old.clone();
+    let others = words(8, 600);
+    for (i, other) in others.iter().enumerate() {
+        new[i * 50 + i % 13] = other.clone();
+    }
+    new[9_000..].rotate_left(4_000);
+    let size = Files::new(old.concat().as_bytes(), new.concat().as_bytes()).round_trip();
+    // 600 places, each with a word of about ten bits and its distance of about four.
+    assert!((900..2_400).contains(&size), "{size}");
+}
+
 #[test]
 fn an_interrupted_run_is_taken_up_again() {
     let data = noise(5, 20 * 200_000);
