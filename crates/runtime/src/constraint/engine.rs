@@ -7,6 +7,7 @@ use llguidance::toktrie::{ApproximateTokEnv, InferenceCapabilities, TokEnv, TokR
 use llguidance::{Matcher, ParserFactory};
 use serde_json::{Value as Json, json};
 
+use super::formats::without_leaps;
 use super::recursion::bound_recursion;
 use super::shortest::{Follower, Shortest};
 use super::{ConstraintError, ConstraintSpec};
@@ -467,6 +468,7 @@ fn closing(tokenizer: &Tokenizer) -> Closing {
 fn json_grammars(text: &str) -> Result<Vec<TopLevelGrammar>, String> {
     check_size(text)?;
     let mut schema: Json = serde_json::from_str(text).map_err(|error| error.to_string())?;
+    without_leaps(&mut schema);
     if let Json::Object(fields) = &mut schema {
         fields
             .entry("x-guidance")

@@ -9,6 +9,8 @@
 
 #[cfg(feature = "constraint")]
 mod engine;
+#[cfg(feature = "constraint")]
+mod formats;
 mod recursion;
 #[cfg(feature = "constraint")]
 mod shortest;

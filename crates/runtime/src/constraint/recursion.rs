@@ -201,12 +201,12 @@ fn place<'a>(schema: &'a Json, pointer: &str) -> Option<&'a Json> {
 }
 
 /// Keys whose value is data, not schemas.
-fn is_data(key: &str) -> bool {
+pub(super) fn is_data(key: &str) -> bool {
     matches!(key, "const" | "enum" | "default" | "examples" | "required")
 }
 
 /// Keys whose value is a map from names to schemas.
-fn is_map(key: &str) -> bool {
+pub(super) fn is_map(key: &str) -> bool {
     matches!(
         key,
         "properties"

@@ -1,8 +1,10 @@
 //! A short valid end of a text that must come to one.
 //!
 //! A beam of texts grows byte by byte, each by what closes most; the first that is complete is taken. Bytes, not tokens, because
-//! what may follow is then found some hundred times quicker, and every text can be written in any vocabulary.
+//! what may follow is then found some hundred times quicker, and every text can be written in any vocabulary. Bytes after which
+//! the same bytes may follow count as one: of the letters of a name one is tried, but the `@` after it as well.
 
+use std::collections::HashMap;
 use std::sync::Arc;
 
 use llguidance::api::TopLevelGrammar;
@@ -82,19 +84,16 @@ impl Follower {
     }
 
     fn search(&self, width: usize, most: usize) -> Option<Vec<u8>> {
-        let mut beam = vec![Branch {
-            matcher: self.matcher.clone(),
-            bytes: Vec::new(),
-            place: self.place,
-        }];
+        let mut kinds = Kinds::default();
+        let mut beam = vec![Branch::new(self.matcher.clone(), self.place)];
         while !beam.is_empty() {
-            let mut grown = Vec::new();
+            let mut grown: Vec<Branch> = Vec::new();
             for branch in &mut beam {
                 if branch.matcher.is_accepting().unwrap_or(false) {
                     return Some(std::mem::take(&mut branch.bytes));
                 }
                 if branch.bytes.len() < most {
-                    grown.extend(branch.grow(width));
+                    branch.grow(width, &mut kinds, &mut grown);
                 }
             }
             grown.sort_by_key(Branch::cost);
@@ -105,6 +104,58 @@ impl Follower {
     }
 }
 
+/// Bytes that may follow, in their order.
+type Allowed = Vec<u8>;
+
+/// Of the bytes that may follow, one of each kind: after those of a kind the same may follow. Learnt once for each set of bytes.
+#[derive(Default)]
+struct Kinds(HashMap<Allowed, Vec<u8>>);
+
+impl Kinds {
+    /// Bytes that are looked at, of a set.
+    const MOST: usize = 128;
+
+    fn of(&mut self, branch: &Branch, allowed: Allowed) -> Vec<u8> {
+        if let Some(known) = self.0.get(&allowed) {
+            return known.clone();
+        }
+        let mut seen: Vec<(Allowed, bool, usize)> = Vec::new();
+        let mut kinds: Vec<(bool, u8)> = Vec::new();
+        for &byte in by_rank(&allowed, branch.place.in_string)
+            .iter()
+            .take(Self::MOST)
+        {
+            let mut matcher = branch.matcher.clone();
+            if matcher.consume_token(u32::from(byte)).is_err() {
+                continue;
+            }
+            let is_end = matcher.is_accepting().unwrap_or(false);
+            let mut place = branch.place;
+            place.pass(byte);
+            let kind = (allowed_bytes(&mut matcher), is_end, place.cost());
+            if seen.contains(&kind) {
+                continue;
+            }
+            // What leads on comes before what may be repeated.
+            kinds.push((kind.0 == allowed, byte));
+            seen.push(kind);
+        }
+        kinds.sort_by_key(|&(repeats, _)| repeats);
+        let kinds: Vec<u8> = kinds.into_iter().map(|(_, byte)| byte).collect();
+        self.0.insert(allowed, kinds.clone());
+        kinds
+    }
+}
+
+fn allowed_bytes(matcher: &mut Matcher) -> Allowed {
+    let Ok(mask) = matcher.compute_mask_or_eos() else {
+        return Vec::new();
+    };
+    (0..=254_u8)
+        .filter(|&byte| mask.is_allowed(u32::from(byte)))
+        .collect()
+}
+
 /// A text that may become the end.
 struct Branch {
     matcher: Matcher,
@@ -113,20 +164,31 @@ struct Branch {
 }
 
 impl Branch {
-    /// Its length when all that is open is closed.
-    fn cost(&self) -> usize {
-        self.bytes.len() + 2 * self.place.depth + usize::from(self.place.in_string)
+    fn new(matcher: Matcher, place: Place) -> Self {
+        Branch {
+            matcher,
+            bytes: Vec::new(),
+            place,
+        }
     }
 
-    fn grow(&mut self, width: usize) -> Vec<Branch> {
-        let Ok(mask) = self.matcher.compute_mask_or_eos() else {
-            return Vec::new();
+    /// Its length when all that is open is closed.
+    fn cost(&self) -> usize {
+        self.bytes.len() + self.place.cost()
+    }
+
+    /// Appends the texts that are a byte longer, and what that forces, to `grown`; not those that another one stands for.
+    fn grow(&mut self, width: usize, kinds: &mut Kinds, grown: &mut Vec<Branch>) {
+        let allowed = allowed_bytes(&mut self.matcher);
+        let choices = match width {
+            1 => by_rank(&allowed, self.place.in_string)
+                .first()
+                .copied()
+                .into_iter()
+                .collect(),
+            _ => kinds.of(self, allowed),
         };
-        let allowed: Vec<u8> = (0..=254_u8)
-            .filter(|&byte| mask.is_allowed(u32::from(byte)))
-            .collect();
-        let mut grown = Vec::new();
-        for byte in choices(&allowed, self.place.in_string, width) {
+        for byte in choices {
             let mut matcher = self.matcher.clone();
             if matcher.consume_token(u32::from(byte)).is_err() {
                 continue;
@@ -147,7 +209,6 @@ impl Branch {
             }
             grown.push(branch);
         }
-        grown
     }
 
     fn note(&mut self, bytes: &[u8]) {
@@ -165,6 +226,11 @@ struct Place {
 }
 
 impl Place {
+    /// Bytes that close what is open.
+    fn cost(&self) -> usize {
+        2 * self.depth + usize::from(self.in_string)
+    }
+
     fn pass(&mut self, byte: u8) {
         if self.in_string {
             match byte {
@@ -184,8 +250,8 @@ impl Place {
     }
 }
 
-/// The bytes to go on with, the most promising first: one for a beam of one, else some of every kind.
-fn choices(allowed: &[u8], in_string: bool, width: usize) -> Vec<u8> {
+/// The bytes to go on with, the most promising first. Of those beyond ASCII, which only grow the text, the first alone.
+fn by_rank(allowed: &[u8], in_string: bool) -> Vec<u8> {
     let rank = |byte: u8| match (byte, in_string) {
         (b'"', true) => 0,
         (b'a'..=b'z' | b'0'..=b'9' | b'A'..=b'Z', true) => 1,
@@ -202,20 +268,7 @@ fn choices(allowed: &[u8], in_string: bool, width: usize) -> Vec<u8> {
     };
     let mut sorted = allowed.to_vec();
     sorted.sort_by_key(|&byte| rank(byte));
-    let most = match width {
-        1 => 1,
-        _ if sorted.len() <= 16 => 16,
-        _ => 3,
-    };
-    let mut taken: Vec<u8> = Vec::new();
-    for byte in sorted {
-        let alike = taken.iter().filter(|&&other| rank(other) == rank(byte));
-        if alike.count() < most && (rank(byte) < 8 || taken.is_empty()) {
-            taken.push(byte);
-        }
-        if width == 1 {
-            break;
-        }
-    }
-    taken
+    let mut has_wide = false;
+    sorted.retain(|&byte| byte < 0x80 || !std::mem::replace(&mut has_wide, true));
+    sorted
 }
