@@ -1,4 +1,6 @@
 //! Publishing releases and updating a device, as users do.
+//!
+//! Long, since every story begins with the same publisher and device.
 
 mod support;
 

@@ -10,7 +10,8 @@ use std::time::{Duration, Instant};
 const DIRECTORY: &str = "ONDINE_TEST_CHILD_DIRECTORY";
 const LENGTH: usize = 600_000;
 
-/// What another process does: pull `m` in the directory that the environment names. Run by the tests below only.
+/// What another process does: pull `m` in the directory that the environment names. Run by the tests below only; by hand,
+/// `cargo test -p ondine-hub --test downloads -- --ignored --exact processes::child` does nothing without that variable.
 #[test]
 #[ignore = "run by other tests in a process of its own"]
 fn child() {

@@ -1,4 +1,6 @@
 //! The loop that drives one request from its first attempt to the end of its answer.
+//!
+//! Long, since attempts, hedges and handovers are states of one request that change each other.
 
 use super::{Event, Fault, Health, Line, Overlap, World};
 use crate::egress::{Cleared, Conversation, Gate, Kept, Label, Transport};

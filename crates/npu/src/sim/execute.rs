@@ -1,5 +1,7 @@
 //! Runs a program tile by tile: transfers copy between the device's memory and the arena, computation touches the arena
 //! alone (and, where the host keeps the activations, what it keeps).
+//!
+//! Long, since there is one method for each kind of step, all on the same arena and memory.
 
 use std::ops::Range;
 use std::sync::Arc;

@@ -219,13 +219,18 @@ mod avx2 {
     fn largest_bits(x: &[f32; BLOCK]) -> u32 {
         let sign = _mm256_set1_epi32(i32::MAX);
         let size = load(x).map(|v| _mm256_and_si256(_mm256_castps_si256(v), sign));
-        let most = _mm256_max_epu32(
+        largest_lane(_mm256_max_epu32(
             _mm256_max_epu32(size[0], size[1]),
             _mm256_max_epu32(size[2], size[3]),
-        );
+        ))
+    }
+
+    #[target_feature(enable = "avx2,fma")]
+    #[inline]
+    pub(super) fn largest_lane(lanes: __m256i) -> u32 {
         let most = _mm_max_epu32(
-            _mm256_castsi256_si128(most),
-            _mm256_extracti128_si256::<1>(most),
+            _mm256_castsi256_si128(lanes),
+            _mm256_extracti128_si256::<1>(lanes),
         );
         let most = _mm_max_epu32(most, _mm_shuffle_epi32::<0b01_00_11_10>(most));
         let most = _mm_max_epu32(most, _mm_shuffle_epi32::<0b10_11_00_01>(most));
@@ -279,7 +284,7 @@ mod avx2 {
 mod avx512 {
     use std::arch::x86_64::*;
 
-    use super::avx2::negated_sums;
+    use super::avx2::{largest_lane, negated_sums};
     use super::{BLOCK, Codes};
 
     #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512vnni,avx2,fma")]
@@ -300,17 +305,10 @@ mod avx512 {
         let sign = _mm512_set1_epi32(i32::MAX);
         let [first, second] = load(x).map(|v| _mm512_and_si512(_mm512_castps_si512(v), sign));
         let most = _mm512_max_epu32(first, second);
-        let most = _mm256_max_epu32(
+        largest_lane(_mm256_max_epu32(
             _mm512_castsi512_si256(most),
             _mm512_extracti64x4_epi64::<1>(most),
-        );
-        let most = _mm_max_epu32(
-            _mm256_castsi256_si128(most),
-            _mm256_extracti128_si256::<1>(most),
-        );
-        let most = _mm_max_epu32(most, _mm_shuffle_epi32::<0b01_00_11_10>(most));
-        let most = _mm_max_epu32(most, _mm_shuffle_epi32::<0b10_11_00_01>(most));
-        _mm_cvtsi128_si32(most) as u32
+        ))
     }
 
     #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512vnni,avx2,fma")]

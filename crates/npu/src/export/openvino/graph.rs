@@ -1,4 +1,6 @@
 //! The operations of a decoder as layers of OpenVINO's opsets.
+//!
+//! Long, since there is one method for each operation of `decoder::Graph`, all on the same builder.
 
 use std::collections::{BTreeMap, HashMap};
 
