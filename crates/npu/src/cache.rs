@@ -12,7 +12,7 @@ use ondine_runtime::Model;
 use ondine_runtime::backend::Unavailable;
 
 /// Changes when an export writes other files for the same model.
-const VERSION: u32 = 1;
+const VERSION: u32 = 2;
 
 /// Names the directory of all entries, in place of the one beside the model.
 const VARIABLE: &str = "ONDINE_BACKEND_CACHE";

@@ -11,7 +11,6 @@
 //! | [`sim`] | a backend that executes the tiles in the device's precisions |
 #![deny(unsafe_code)]
 
-mod agreement;
 mod cache;
 pub mod choose;
 pub mod export;
@@ -24,5 +23,3 @@ pub mod plan;
 pub mod profile;
 pub mod program;
 pub mod sim;
-
-pub use agreement::agreement;

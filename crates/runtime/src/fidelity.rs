@@ -99,6 +99,46 @@ pub fn fidelity(
     Ok(result)
 }
 
+/// Compares `decoder` with `reference`, each computing its own way, over the first `positions` positions of `tokens` in
+/// windows of `window`; both read the same tokens, whatever they would have chosen. `begin` and `progress` are those of
+/// [`fidelity`]. Returns (positions compared, agreement).
+///
+/// # Errors
+/// See [`BackendError`].
+pub fn agreement(
+    decoder: &mut dyn Decoder,
+    reference: &mut dyn Decoder,
+    tokens: &[u32],
+    window: usize,
+    positions: usize,
+    begin: Option<u32>,
+    mut progress: impl FnMut(usize, usize) -> bool,
+) -> Result<(usize, Agreement), BackendError> {
+    let (mut done, mut result) = (0, Agreement::default());
+    let positions = positions.min(tokens.len());
+    for content in tokens[..positions].chunks(window.max(1)) {
+        let mut content = content.to_vec();
+        if let Some(begin) = begin {
+            content[0] = begin;
+        }
+        let (sequence, expected_sequence) = (decoder.start(), reference.start());
+        for part in content.chunks(STEP) {
+            let expected = all(reference, expected_sequence, part)?;
+            let found = all(decoder, sequence, part)?;
+            for (expected, found) in expected.iter().zip(&found) {
+                result.note(expected, found);
+            }
+            done += part.len();
+            if !progress(done, positions) {
+                return Ok((done, result));
+            }
+        }
+        decoder.stop(sequence);
+        reference.stop(expected_sequence);
+    }
+    Ok((done, result))
+}
+
 /// Logits after each of `tokens`.
 fn all(
     decoder: &mut dyn Decoder,

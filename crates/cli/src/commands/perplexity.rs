@@ -14,6 +14,8 @@ use ondine_runtime::perplexity::perplexity;
 use ondine_runtime::tokenizer::EncodeOptions;
 use serde_json::json;
 use std::path::PathBuf;
+#[cfg(feature = "npu")]
+use std::sync::Arc;
 
 /// Tokens of a window unless `--ctx` says otherwise; the convention of published figures.
 const DEFAULT_WINDOW: usize = 512;
@@ -26,6 +28,7 @@ Examples:
   ondine perplexity -m gemma-3-270m wiki.valid.txt --ctx 512 --chunks 20 --json
   ondine perplexity text.txt --against scalar          what the fast kernels change
   ondine perplexity text.txt --backend onnx:cpu --against cpu --positions 512 --json
+  ondine perplexity text.txt --backend onnx:cpu --against cpu --reference the-same-f32.gguf
   ondine perplexity -m small.gguf text.txt --reference model-f16.gguf --chunks 20
 
 The text is cut into windows of --ctx tokens; the second half of each is scored (llama.cpp's
@@ -44,9 +47,10 @@ pub struct Args {
     /// scoring: how often is the likeliest token the same, how far apart are the distributions
     #[arg(long, value_name = "ISA|BACKEND", conflicts_with = "chunks")]
     against: Option<String>,
-    /// Model that this one was made of: also says how far apart their predictions are (KL divergence, likeliest token)
+    /// Model that this one was made of: also says how far apart their predictions are (KL divergence, likeliest token);
+    /// with --against, the model that the other backend runs
     #[cfg(feature = "compress")]
-    #[arg(long, value_name = "MODEL", conflicts_with = "against")]
+    #[arg(long, value_name = "MODEL")]
     reference: Option<String>,
     /// Positions to compare with --against
     #[arg(long, value_name = "N", default_value_t = 2000, requires = "against",
@@ -109,8 +113,9 @@ pub fn run(args: &Args, output: &mut Output) -> Result<(), CliError> {
             begin,
         };
         #[cfg(feature = "npu")]
-        if args.load.backends != ["cpu"] || !super::load::is_isa(isa) {
-            let reference = args.load.load_against(isa, &model, &options, output)?;
+        if args.load.backends != ["cpu"] || !super::load::is_isa(isa) || args.has_reference() {
+            let reference_model = args.reference_model(&model, output)?;
+            let reference = (args.load).load_against(isa, &reference_model, &options, output)?;
             return compare_backends(args, decoder.as_mut(), reference, &compared, output);
         }
         return compare(args, isa, &model, decoder.as_mut(), &compared, output);
@@ -176,6 +181,43 @@ pub fn run(args: &Args, output: &mut Output) -> Result<(), CliError> {
         result.tokens,
         result.windows,
     ))
+}
+
+impl Args {
+    #[cfg(all(feature = "npu", feature = "compress"))]
+    fn has_reference(&self) -> bool {
+        self.reference.is_some()
+    }
+
+    #[cfg(all(feature = "npu", not(feature = "compress")))]
+    fn has_reference(&self) -> bool {
+        false
+    }
+
+    /// The model that the other backend runs: `model` unless another is named, which must know the same tokens.
+    #[cfg(feature = "npu")]
+    fn reference_model(
+        &self,
+        model: &Arc<Model>,
+        #[cfg_attr(not(feature = "compress"), expect(unused_variables))] output: &Output,
+    ) -> Result<Arc<Model>, CliError> {
+        #[cfg(feature = "compress")]
+        if let Some(name) = &self.reference {
+            let other = ModelArgs {
+                model: name.clone(),
+                ..self.model.clone()
+            }
+            .open(output)?;
+            let (own, its) = (model.spec().vocabulary, other.spec().vocabulary);
+            if own != its {
+                return Err(CliError::Failed(format!(
+                    "--reference {name}: knows {its} tokens and the model {own}; give one of the same vocabulary"
+                )));
+            }
+            return Ok(other);
+        }
+        Ok(model.clone())
+    }
 }
 
 /// Compares with the model that this one was made of.
@@ -344,7 +386,7 @@ fn compare_backends(
     output: &mut Output,
 ) -> Result<(), CliError> {
     let bar = Bar::new(output, "positions");
-    let result = ondine_npu::agreement(
+    let result = ondine_runtime::fidelity::agreement(
         decoder,
         reference.as_mut(),
         &compared.tokens,

@@ -42,6 +42,10 @@ const DEFAULT_CONTEXT: usize = 2048;
 /// The option that chooses the form of the graphs; all others are the provider's.
 const FORM: &str = "FORM";
 
+/// What the OpenVINO provider tells its device.
+const EXACT: &str =
+    r#"{"CPU":{"INFERENCE_PRECISION_HINT":"f32","DYNAMIC_QUANTIZATION_GROUP_SIZE":"0"}}"#;
+
 /// Execution providers by the names that `onnx:NAME` takes.
 const PROVIDERS: [&str; 8] = [
     "cpu", "openvino", "qnn", "vitisai", "coreml", "nnapi", "dml", "xnnpack",
@@ -151,8 +155,12 @@ impl OnnxBackend {
             "openvino" => {
                 let mut provider = ep::OpenVINO::default();
                 if !options.iter().any(|(key, _)| key == "device_type") {
-                    // Its default on processors with bf16 units would round every activation.
-                    provider = provider.with_device_type("CPU").with_precision("FP32");
+                    // Its defaults would round every activation: to bf16 where the processor has units for it, to
+                    // bytes before products with compressed weights.
+                    provider = provider
+                        .with_device_type("CPU")
+                        .with_precision("FP32")
+                        .with_arbitrary_config("load_config", EXACT);
                 }
                 configured(provider, options).build()
             }

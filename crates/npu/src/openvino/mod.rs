@@ -137,7 +137,8 @@ impl OpenVinoBackend {
             properties.extend([
                 ("INFERENCE_PRECISION_HINT", "f32".to_owned()),
                 ("KV_CACHE_PRECISION", "f32".to_owned()),
-                ("DYNAMIC_QUANTIZATION_GROUP_SIZE", "32".to_owned()),
+                // Activations are not rounded: the CPU backend's rounding would not be repeated, but added to.
+                ("DYNAMIC_QUANTIZATION_GROUP_SIZE", "0".to_owned()),
                 ("INFERENCE_NUM_THREADS", threads.to_string()),
                 ("PERFORMANCE_HINT", "LATENCY".to_owned()),
             ]);

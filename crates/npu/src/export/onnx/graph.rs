@@ -20,8 +20,9 @@ use super::{DATA_FILE, Shape};
 /// Domain of ONNX Runtime's own operations.
 const MICROSOFT: &str = "com.microsoft";
 
-/// `MatMulNBits` may round its input to bytes, as the CPU backend does.
-const INT8_ACTIVATIONS: i64 = 4;
+/// `MatMulNBits` computes with its input as it is. Rounding it to bytes, as the CPU backend does, would add to that
+/// backend's own rounding and not repeat it: codes near a tie fall the other way after a few layers.
+const FLOAT_ACTIVATIONS: i64 = 1;
 
 const OPSET: i64 = 21;
 const IR_VERSION: i64 = 10;
@@ -711,7 +712,7 @@ impl Graph for OnnxGraph<'_> {
                 ("N", Attribute::Int(matrix.rows as i64)),
                 ("bits", Attribute::Int(grid.bits as i64)),
                 ("block_size", Attribute::Int(grid.block as i64)),
-                ("accuracy_level", Attribute::Int(INT8_ACTIVATIONS)),
+                ("accuracy_level", Attribute::Int(FLOAT_ACTIVATIONS)),
             ],
         );
         if let Some(offsets) = &placement.offsets {
