@@ -123,7 +123,7 @@ impl Comparison<'_> {
             "--ctx",
             "512",
             "--step-deadline",
-            "240",
+            "900",
             "--json",
         ];
         arguments.extend(more);
