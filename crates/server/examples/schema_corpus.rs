@@ -1,8 +1,11 @@
-//! Structured output on a corpus of schemas: asks a running server for one answer to each and judges it by another validator.
+//! Structured output on a corpus of schemas: asks a running server for one answer to each and judges it by a validator.
 //!
 //! `schema_corpus ADDRESS FOLDER [COUNT] [SEED] [STREAMS]`: ADDRESS as `127.0.0.1:8080`; FOLDER holds files that are a schema, or an
-//! object with the field `schema` (as JSONSchemaBench has them), of which COUNT (600) are drawn. Fails when one answer does not
-//! conform. What is refused must be refused with 400; the reasons are counted.
+//! object with the field `schema`, of which COUNT (600) are drawn. Fails when one answer does not conform. What is refused must be
+//! refused with 400; the reasons are counted.
+//!
+//! `schema_corpus ADDRESS FOLDER speed [COUNT] [SEED]` compares instead the speed of decoding under COUNT (12) of these schemas with
+//! the speed without, in turn, one stream; the answers of both are of the same length at most.
 
 use std::collections::BTreeMap;
 use std::io::{Read, Write};
@@ -24,6 +27,9 @@ fn main() -> Result<(), String> {
             .unwrap_or(Ok(usual))
             .map_err(|error| error.to_string())
     };
+    if rest.first().is_some_and(|word| word == "speed") {
+        return speed(address, folder, number(1, 12)?, number(2, 1)? as u64);
+    }
     let (count, seed, streams) = (number(0, 600)?, number(1, 1)?, number(2, 16)?);
     let schemas = draw(folder, count, seed as u64)?;
     let next = AtomicUsize::new(0);
@@ -46,6 +52,61 @@ fn main() -> Result<(), String> {
     });
     let judged = judged.into_inner().map_err(|_| "a stream failed")?;
     report(&judged, begun.elapsed().as_secs_f64())
+}
+
+/// Tokens of an answer whose speed is measured, at most and at least.
+const MOST_TOKENS: usize = 128;
+const LEAST_TOKENS: f64 = 24.0;
+
+/// Medians of tokens per second, with each schema and without.
+fn speed(address: &str, folder: &str, count: usize, seed: u64) -> Result<(), String> {
+    let mut pairs: Vec<(f64, f64)> = Vec::new();
+    for (name, schema) in draw(folder, usize::MAX, seed)? {
+        if pairs.len() == count {
+            break;
+        }
+        let ask = |format: Value| -> Result<Option<f64>, String> {
+            let body = json!({
+                "messages": [{"role": "user", "content": "Tell a long story about a river and its fish, as an object."}],
+                "max_tokens": MOST_TOKENS, "temperature": 0, "response_format": format,
+            });
+            let (status, answer) = post(address, &body.to_string())?;
+            let timings = &answer["ondine"]["timings"];
+            let is_long = timings["generated_tokens"].as_f64() >= Some(LEAST_TOKENS);
+            let is_models = timings["stopped_by"] != "made";
+            let speed = timings["tokens_per_second"].as_f64();
+            Ok(speed.filter(|_| status == 200 && is_long && is_models))
+        };
+        let format =
+            json!({"type": "json_schema", "json_schema": {"name": "example", "schema": schema}});
+        let Some(first) = ask(format.clone())? else {
+            continue;
+        };
+        let (mut with, mut without) = (vec![first], Vec::new());
+        for _ in 0..3 {
+            without.extend(ask(Value::Null)?);
+            with.extend(ask(format.clone())?);
+        }
+        // The first one compiled the schema.
+        with.remove(0);
+        let pair = (median(&mut with), median(&mut without));
+        println!("{name}: {:.1} tokens/s, {:.1} without", pair.0, pair.1);
+        pairs.push(pair);
+    }
+    let mut shares: Vec<f64> = pairs.iter().map(|(with, without)| with / without).collect();
+    println!(
+        "{} schemas: decoding at {:.1} % of the speed without (median; lowest {:.1} %)",
+        shares.len(),
+        100.0 * median(&mut shares),
+        100.0 * shares.first().copied().unwrap_or(f64::NAN)
+    );
+    Ok(())
+}
+
+/// Sorts them, too.
+fn median(numbers: &mut [f64]) -> f64 {
+    numbers.sort_by(f64::total_cmp);
+    numbers.get(numbers.len() / 2).copied().unwrap_or(f64::NAN)
 }
 
 enum Verdict {

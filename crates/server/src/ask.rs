@@ -4,18 +4,19 @@ use std::collections::VecDeque;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use ondine_runtime::Model;
 use ondine_runtime::chat_template::{ChatRequest, ChatTemplate, Message, TemplateError};
 use ondine_runtime::constraint::ConstraintSpec;
 use ondine_runtime::sample::{SampleError, Sampled, SamplingOptions};
 use ondine_runtime::tokenizer::EncodeOptions;
-use ondine_runtime::{Continuation, GenerateOptions, Model};
 
 use serde_json::{Map, Value, json};
 use tokio::sync::mpsc::UnboundedReceiver;
 
 use crate::app::App;
+use crate::checked::{self, Checked, Wanted};
 use crate::cloud::{News, OnDevicePart};
-use crate::engine::{Engine, Event, Job, Outcome, Priority, Ticket, Work};
+use crate::engine::{Engine, Event, Outcome, Priority, Ticket};
 use crate::error::{ApiError, constraint_error};
 use crate::placement::Question;
 use crate::receipt::Receipt;
@@ -43,6 +44,8 @@ pub(crate) struct Ask {
     pub(crate) constraint: Option<(&'static str, ConstraintSpec)>,
     pub(crate) tools: Vec<Tool>,
     pub(crate) tool_choice: ToolChoice,
+    /// Whether the answer is sent while it is made.
+    pub(crate) streams: bool,
     /// Fields of a request to a provider that asks for the same; none where an endpoint keeps its requests here.
     pub(crate) remote: Option<Map<String, Value>>,
     pub(crate) manner: Manner,
@@ -82,6 +85,7 @@ impl Ask {
             constraint: None,
             tools: Vec::new(),
             tool_choice: ToolChoice::Auto,
+            streams: false,
             remote: None,
             manner,
         }
@@ -157,7 +161,7 @@ impl Ask {
                 updates: VecDeque::new(),
             });
         }
-        let mut jobs = Vec::new();
+        let mut wanted = Vec::new();
         for tokens in &encoded {
             let max_tokens = match constraint {
                 Some(_) => {
@@ -169,44 +173,64 @@ impl Ask {
             for choice in 0..self.choices {
                 let mut sampling = self.sampling.clone();
                 sampling.seed = sampling.seed.wrapping_add(choice as u64);
-                let constraint = match &constraint {
-                    Some((param, spec)) => {
-                        let built = model.constraints().and_then(|factory| factory.build(spec));
-                        Some(built.map_err(|error| constraint_error(param, &error))?)
-                    }
-                    None => None,
-                };
-                let options = GenerateOptions {
+                wanted.push(Wanted {
+                    prompt: tokens.clone(),
+                    sampling,
                     max_tokens,
                     // A short answer needs its room for what it has to say.
                     wind_down: WIND_DOWN.min(max_tokens.unwrap_or(usize::MAX) / 4),
-                    sampling,
                     stop: self.stop.clone(),
-                    constraint,
-                    ..GenerateOptions::default()
-                };
-                jobs.push(Job {
-                    work: Work::Generate(Box::new(Continuation::new(
-                        model.tokenizer(),
-                        tokens,
-                        options,
-                    )?)),
-                    prompt: tokens.clone(),
                     priority: self.manner.priority,
                     deadline: self.manner.deadline.map(|allowed| begun + allowed),
                 });
             }
         }
+        let count = wanted.len();
+        let source = match self.checked(constraint.as_ref(), &model)? {
+            Some(checked) => Source::Checked(checked::begin(&engine, checked, wanted)?),
+            None => {
+                let job = |wanted: &Wanted| {
+                    let build = |(param, spec): &(&'static str, ConstraintSpec)| {
+                        let built = model.constraints().and_then(|factory| factory.build(spec));
+                        built.map_err(|error| constraint_error(param, &error))
+                    };
+                    wanted.job(&model, constraint.as_ref().map(build).transpose()?)
+                };
+                let jobs = wanted
+                    .iter()
+                    .map(job)
+                    .collect::<Result<Vec<_>, ApiError>>()?;
+                Source::Device(engine.submit(jobs)?)
+            }
+        };
         Ok(Running {
-            open: jobs.len(),
-            choices: (0..jobs.len()).map(splitter).map(Choice::new).collect(),
+            open: count,
+            choices: (0..count).map(splitter).map(Choice::new).collect(),
             prompt_tokens,
-            source: Source::Device(engine.submit(jobs)?),
+            source,
             engine,
             receipt,
             has_begun: false,
             updates: VecDeque::new(),
         })
+    }
+
+    /// Who judges the answers before they are given: where a schema is to be followed, unless the grammar enforces all of it and
+    /// the answer is sent while it is made.
+    fn checked(
+        &self,
+        constraint: Option<&(&'static str, ConstraintSpec)>,
+        model: &Model,
+    ) -> Result<Option<Checked>, ApiError> {
+        match constraint {
+            Some((param, ConstraintSpec::JsonSchema(schema))) if self.tools.is_empty() => {
+                let factory = model.constraints();
+                let factory = factory.map_err(|error| constraint_error(param, &error))?;
+                let checked = Checked::new(param, schema, factory)?;
+                Ok(Some(checked).filter(|checked| !self.streams || !checked.is_exact()))
+            }
+            _ => Ok(None),
+        }
     }
 
     /// What about the request only the device does.
@@ -381,6 +405,8 @@ pub(crate) struct Running {
 enum Source {
     /// The device alone.
     Device(Ticket),
+    /// The device, by answers that are judged first.
+    Checked(UnboundedReceiver<checked::News>),
     /// Several places may take part; with the receipt of an answer from here.
     Conducted(UnboundedReceiver<News>, Box<Receipt>),
 }
@@ -471,6 +497,11 @@ impl Running {
             let taken = match &mut self.source {
                 Source::Device(ticket) => match ticket.next().await {
                     Some((choice, event)) => self.take(choice, event),
+                    None => Err(crate::engine::EngineError::ShuttingDown.into()),
+                },
+                Source::Checked(news) => match news.recv().await {
+                    Some(Ok((choice, event))) => self.take(choice, event),
+                    Some(Err(error)) => Err(error),
                     None => Err(crate::engine::EngineError::ShuttingDown.into()),
                 },
                 Source::Conducted(news, _) => match news.recv().await {

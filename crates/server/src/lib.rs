@@ -7,6 +7,7 @@
 
 mod app;
 mod ask;
+mod checked;
 mod cloud;
 pub mod engine;
 mod error;

@@ -57,6 +57,42 @@ fn answers_conform_to_their_schemas() {
     );
 }
 
+#[test]
+fn what_a_grammar_cannot_enforce_is_judged_before_it_is_given() {
+    let server = Running::tiny(EngineOptions::default(), ServerOptions::default());
+    let person =
+        json!({"type": "object", "properties": {"id": {"type": "integer"}}, "required": ["id"]});
+    for schema in [
+        json!({"type": "array", "uniqueItems": true, "items": {"enum": ["a", "b", "c"]}, "minItems": 3}),
+        json!({"type": "array", "uniqueItems": true, "items": person, "minItems": 3}),
+        json!({"type": "string", "pattern": "^(?!ab)[a-c]{2,5}$"}),
+        json!({"oneOf": [{"type": "integer", "multipleOf": 2}, {"type": "integer", "multipleOf": 3}]}),
+        json!({"type": "object", "patternProperties": {"^(?!x)[a-z]+$": {"type": "integer"}}, "additionalProperties": false,
+            "minProperties": 1}),
+        // More than the engine can hold, and a way out.
+        json!({"type": "string", "pattern": "^(a|b)*a(a|b){40}$"}),
+    ] {
+        assert!(check(&server, &schema, 120), "{schema}");
+        // A stream is held back until its text was judged.
+        let body = json!({
+            "messages": [{"role": "user", "content": "An example, as JSON."}],
+            "stream": true,
+            "response_format": {"type": "json_schema", "json_schema": {"name": "example", "schema": schema}},
+        });
+        let answer = server.post("/v1/chat/completions", &body);
+        assert_eq!(answer.status, 200, "{answer:?}");
+        let text: String = answer
+            .body
+            .lines()
+            .filter_map(|line| serde_json::from_str::<Value>(line.strip_prefix("data: ")?).ok())
+            .filter_map(|chunk| Some(chunk["choices"][0]["delta"]["content"].as_str()?.to_owned()))
+            .collect();
+        let instance: Value =
+            serde_json::from_str(&text).unwrap_or_else(|error| panic!("{error}: {text}"));
+        assert!(jsonschema::is_valid(&schema, &instance), "{schema}: {text}");
+    }
+}
+
 /// Asks for an answer and judges it. False when the schema was refused.
 fn check(server: &Running, schema: &Value, tokens: usize) -> bool {
     let body = json!({
@@ -91,24 +127,11 @@ fn check(server: &Running, schema: &Value, tokens: usize) -> bool {
 fn what_is_not_supported_is_named() {
     let server = Running::tiny(EngineOptions::default(), ServerOptions::default());
     for (schema, part) in [
-        (json!({"type": "array", "uniqueItems": true}), "uniqueItems"),
         (
-            json!({"type": "array", "contains": {"type": "string"}}),
-            "contains",
+            json!({"type": "array", "uniqueItems": true, "minItems": 3, "items": {"type": "boolean"}}),
+            "uniqueItems",
         ),
-        (json!({"not": {"type": "string"}}), "not"),
-        (
-            json!({"if": {"type": "string"}, "then": {"minLength": 2}}),
-            "if",
-        ),
-        (
-            json!({"type": "object", "dependentRequired": {"a": ["b"]}}),
-            "dependentRequired",
-        ),
-        (
-            json!({"$ref": "https://example.org/other.json"}),
-            "example.org",
-        ),
+        (json!({"$ref": "https://example.org/other.json"}), "false"),
         (json!({"type": "wizard"}), "wizard"),
     ] {
         let body = json!({

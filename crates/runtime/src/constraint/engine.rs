@@ -1,6 +1,7 @@
 //! Constraints by llguidance's grammar engine.
 
 use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
 
 use llguidance::api::{ParserLimits, TopLevelGrammar};
 use llguidance::toktrie::{ApproximateTokEnv, InferenceCapabilities, TokEnv, TokRxInfo, TokTrie};
@@ -9,13 +10,19 @@ use serde_json::{Value as Json, json};
 
 use super::formats::without_leaps;
 use super::recursion::bound_recursion;
+use super::schema::{Document, Instances, Manner, reduce};
 use super::shortest::{Follower, Shortest};
-use super::{ConstraintError, ConstraintSpec};
+use super::{ConstraintError, ConstraintSpec, Instance};
 use crate::sample::TokenMask;
 use crate::tokenizer::Tokenizer;
 
-/// Bytes of a schema, expression or grammar at most.
+/// Bytes of an expression or grammar at most, and of a schema, of which what nothing refers to does not count in the end.
 const MAX_SOURCE: usize = 1 << 20;
+const MAX_SCHEMA: usize = 8 << 20;
+
+/// Tries at an instance of a schema, and the time they may take together.
+const TRIES: usize = 300;
+const TRYING: Duration = Duration::from_secs(3);
 
 /// Opening brackets of a grammar at most; its parser needs stack for each level.
 const MAX_BRACKETS: usize = 4096;
@@ -28,6 +35,12 @@ const CONTROL_MARK: u8 = 0xff;
 
 /// Bytes of the end of a text at most that are looked for.
 const MAX_END: usize = 16 << 10;
+
+/// Time that the search for an end may take: other answers wait meanwhile.
+const SEARCHING: Duration = Duration::from_millis(400);
+
+/// Bytes of a string that is found for an instance at most.
+const MAX_STRING: usize = 1 << 10;
 
 /// Space between the parts of JSON: unlimited space is where small models get lost.
 const JSON_SPACE: &str = r"[\x20\x0A\x0D\x09]{1,32}";
@@ -51,6 +64,7 @@ pub struct ConstraintFactory {
 struct Compiled {
     grammar: Arc<TopLevelGrammar>,
     matcher: Matcher,
+    left_out: Arc<[&'static str]>,
 }
 
 impl Clone for Compiled {
@@ -59,6 +73,7 @@ impl Clone for Compiled {
         Compiled {
             grammar: self.grammar.clone(),
             matcher: self.matcher.deep_clone(),
+            left_out: self.left_out.clone(),
         }
     }
 }
@@ -136,6 +151,7 @@ impl ConstraintFactory {
             matcher: compiled.matcher,
             mask: TokenMask::none(self.vocabulary.tokens),
             vocabulary: self.vocabulary.clone(),
+            left_out: compiled.left_out,
             end: End {
                 grammar: compiled.grammar,
                 shortest: self.shortest.clone(),
@@ -156,28 +172,24 @@ impl ConstraintFactory {
     }
 
     fn compile(&self, spec: &ConstraintSpec) -> Result<Compiled, ConstraintError> {
-        let (kind, grammars) = match spec {
-            ConstraintSpec::JsonSchema(text) => ("JSON schema", json_grammars(text)),
-            ConstraintSpec::AnyJson => ("JSON schema", json_grammars("{}")),
-            ConstraintSpec::Regex(text) => ("regular expression", regex_grammar(text)),
-            ConstraintSpec::Lark(text) => ("grammar", lark_grammar(text)),
+        let kind = match spec {
+            ConstraintSpec::JsonSchema(_)
+            | ConstraintSpec::LooseJsonSchema(_)
+            | ConstraintSpec::AnyJson => "JSON schema",
+            ConstraintSpec::Regex(_) => "regular expression",
+            ConstraintSpec::Lark(_) => "grammar",
         };
-        let invalid = |what: &str| ConstraintError::Invalid {
+        let compiled = match spec {
+            ConstraintSpec::JsonSchema(text) => self.compile_schema(text, false),
+            ConstraintSpec::LooseJsonSchema(text) => self.compile_schema(text, true),
+            ConstraintSpec::AnyJson => self.compile_schema("{}", false),
+            ConstraintSpec::Regex(text) => regex_grammar(text).and_then(|one| self.first_of([one])),
+            ConstraintSpec::Lark(text) => lark_grammar(text).and_then(|one| self.first_of([one])),
+        };
+        let compiled = compiled.map_err(|what| ConstraintError::Invalid {
             kind,
-            what: one_line(what),
-        };
-        let mut result = Err(invalid("it is empty"));
-        for grammar in grammars.map_err(|what| invalid(&what))? {
-            let matcher = self.read(grammar.clone()).map_err(|what| invalid(&what));
-            result = matcher.map(|matcher| Compiled {
-                grammar: Arc::new(grammar),
-                matcher,
-            });
-            if result.is_ok() {
-                break;
-            }
-        }
-        let compiled = result?;
+            what: one_line(&what),
+        })?;
         if let Ok(mut kept) = self.kept.lock() {
             if kept.len() == KEPT {
                 kept.remove(0);
@@ -185,6 +197,94 @@ impl ConstraintFactory {
             kept.push((spec.clone(), compiled.clone()));
         }
         Ok(compiled)
+    }
+
+    fn compile_schema(&self, text: &str, may_leave_out: bool) -> Result<Compiled, String> {
+        let schema = parse_schema(text)?;
+        let mut refused = None;
+        for manner in [Manner::Whole, Manner::WithoutPatterns] {
+            let reduced = with_stack(|| reduce(&schema, manner))?;
+            let result = reduced.and_then(|reduced| {
+                if !may_leave_out && !reduced.left_out.is_empty() {
+                    let keywords = reduced.left_out.join(", ");
+                    return Err(format!(
+                        "a grammar cannot enforce {keywords} as it is used there"
+                    ));
+                }
+                let compiled = self.first_of(json_grammars(reduced.schema));
+                let mut compiled = compiled.map_err(|what| match &reduced.dangling {
+                    Some(reference) => {
+                        format!("{what}; it refers to {reference}, which is not in it")
+                    }
+                    None => what,
+                })?;
+                compiled.left_out = reduced.left_out.into();
+                Ok(compiled)
+            });
+            match result {
+                Ok(compiled) => return Ok(compiled),
+                // What went wrong with the whole schema is what there is to say.
+                Err(what) => refused = refused.or(Some(what)),
+            }
+        }
+        Err(refused.unwrap_or_default())
+    }
+
+    /// The first of `grammars` that can be read.
+    fn first_of(
+        &self,
+        grammars: impl IntoIterator<Item = TopLevelGrammar>,
+    ) -> Result<Compiled, String> {
+        let mut result = Err("it is empty".to_owned());
+        for grammar in grammars {
+            result = self.read(grammar.clone()).map(|matcher| Compiled {
+                grammar: Arc::new(grammar),
+                matcher,
+                left_out: Arc::default(),
+            });
+            if result.is_ok() {
+                break;
+            }
+        }
+        result
+    }
+
+    /// An instance of a JSON schema, made without the model, of which `conforms` says that it is one. None when none is found in
+    /// some hundred tries or three seconds.
+    pub fn instance(
+        &self,
+        schema: &str,
+        conforms: &mut (dyn FnMut(&Json) -> bool + Send),
+    ) -> Option<Instance> {
+        let schema = parse_schema(schema).ok()?;
+        let begun = Instant::now();
+        let string = |schema: &Json| self.string(schema);
+        let find = || {
+            let document = Document::new(&schema);
+            let mut instances = Instances::new(&document, &schema, &string);
+            for _ in 0..TRIES {
+                match instances.next() {
+                    Some(made) if conforms(&made.value) => return Some(made),
+                    _ if begun.elapsed() > TRYING => return None,
+                    _ => (),
+                }
+            }
+            None
+        };
+        let made = with_stack(find).ok().flatten()?;
+        Some(Instance {
+            text: made.value.to_string(),
+            shape: ConstraintSpec::LooseJsonSchema(made.shape.to_string()),
+        })
+    }
+
+    /// A short string that conforms to a schema of strings.
+    fn string(&self, schema: &Json) -> Option<String> {
+        let reduced = reduce(schema, Manner::Whole).ok()?;
+        let grammar = json_grammars(reduced.schema).pop()?;
+        let matcher = self.shortest.begin(grammar);
+        let end = Follower::new(matcher).end(MAX_STRING, SEARCHING, |bytes| bytes.len() < 128)?;
+        serde_json::from_slice(&end).ok()
     }
 
     /// Reads the grammar in a thread of its own: hostile grammars need much stack, and bring the engine to panic.
@@ -221,6 +321,7 @@ pub struct Constraint {
     matcher: Matcher,
     mask: TokenMask,
     vocabulary: Arc<Vocabulary>,
+    left_out: Arc<[&'static str]>,
     end: End,
 }
 
@@ -242,6 +343,11 @@ struct End {
 }
 
 impl Constraint {
+    /// Keywords of a [`ConstraintSpec::LooseJsonSchema`] that it does not enforce.
+    pub fn left_out(&self) -> &[&'static str] {
+        &self.left_out
+    }
+
     /// Whether the text is complete and nothing can follow.
     pub fn must_stop(&self) -> bool {
         self.matcher.is_stopped() && !self.matcher.is_error()
@@ -328,7 +434,8 @@ impl Constraint {
         let trie = self.vocabulary.trie.tok_trie();
         let tokens = |bytes: &[u8]| trie.greedy_tokenize(bytes).len() + 1;
         let longest = (8 * left).min(MAX_END);
-        let Some(rest) = follower.end(longest, |bytes| tokens(bytes) + SLACK < left) else {
+        let Some(rest) = follower.end(longest, SEARCHING, |bytes| tokens(bytes) + SLACK < left)
+        else {
             return;
         };
         let needed = tokens(&rest) + SLACK;
@@ -464,30 +571,39 @@ fn closing(tokenizer: &Tokenizer) -> Closing {
     closing
 }
 
+fn parse_schema(text: &str) -> Result<Json, String> {
+    if text.len() > MAX_SCHEMA {
+        return Err(format!(
+            "it has {} bytes of at most {MAX_SCHEMA}",
+            text.len()
+        ));
+    }
+    serde_json::from_str(text).map_err(|error| error.to_string())
+}
+
 /// What to try in turn: unrolling may make a schema too large.
-fn json_grammars(text: &str) -> Result<Vec<TopLevelGrammar>, String> {
-    check_size(text)?;
-    let mut schema: Json = serde_json::from_str(text).map_err(|error| error.to_string())?;
+fn json_grammars(mut schema: Json) -> Vec<TopLevelGrammar> {
     without_leaps(&mut schema);
     if let Json::Object(fields) = &mut schema {
-        fields
-            .entry("x-guidance")
-            .or_insert_with(|| json!({"whitespace_pattern": JSON_SPACE}));
+        fields.insert(
+            "x-guidance".into(),
+            json!({"whitespace_pattern": JSON_SPACE}),
+        );
     }
     let mut unrolled = schema.clone();
     let mut grammars = vec![TopLevelGrammar::from_json_schema(schema)];
     if bound_recursion(&mut unrolled) {
         grammars.insert(0, TopLevelGrammar::from_json_schema(unrolled));
     }
-    Ok(grammars)
+    grammars
 }
 
-fn regex_grammar(text: &str) -> Result<Vec<TopLevelGrammar>, String> {
+fn regex_grammar(text: &str) -> Result<TopLevelGrammar, String> {
     check_size(text)?;
-    Ok(vec![TopLevelGrammar::from_regex(text)])
+    Ok(TopLevelGrammar::from_regex(text))
 }
 
-fn lark_grammar(text: &str) -> Result<Vec<TopLevelGrammar>, String> {
+fn lark_grammar(text: &str) -> Result<TopLevelGrammar, String> {
     check_size(text)?;
     let brackets = text
         .bytes()
@@ -495,7 +611,7 @@ fn lark_grammar(text: &str) -> Result<Vec<TopLevelGrammar>, String> {
     if brackets.count() > MAX_BRACKETS {
         return Err(format!("it has more than {MAX_BRACKETS} brackets"));
     }
-    Ok(vec![TopLevelGrammar::from_lark(text.to_owned())])
+    Ok(TopLevelGrammar::from_lark(text.to_owned()))
 }
 
 fn check_size(text: &str) -> Result<(), String> {
@@ -524,5 +640,7 @@ fn one_line(text: &str) -> String {
     }
 }
 
+#[cfg(test)]
+mod schema_tests;
 #[cfg(test)]
 mod tests;

@@ -2,7 +2,7 @@
 //!
 //! A grammar engine follows the text token by token and says which tokens may come next; sampling is masked with
 //! that. The end of the answer is among them only where the text is complete, so an answer that ends by itself is
-//! always valid. Where it may not become longer, it is steered to a short valid end (`shortest.rs`); recursive schemas are
+//! always valid. JSON schemas are rewritten in the keywords that the engine knows (`schema/`). Where it may not become longer, it is steered to a short valid end (`shortest.rs`); recursive schemas are
 //! unrolled to a bounded depth (`recursion.rs`), so that there always is one.
 //!
 //! Without the feature `constraint` the types are the same, but no constraint can be made.
@@ -12,6 +12,8 @@ mod engine;
 #[cfg(feature = "constraint")]
 mod formats;
 mod recursion;
+#[cfg(feature = "constraint")]
+mod schema;
 #[cfg(feature = "constraint")]
 mod shortest;
 #[cfg(not(feature = "constraint"))]
@@ -23,18 +25,32 @@ pub use engine::{Constraint, ConstraintFactory};
 pub use without::{Constraint, ConstraintFactory};
 
 pub use recursion::bound_recursion;
+#[cfg(feature = "constraint")]
+pub use schema::self_contained;
 
 /// What a text must conform to.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum ConstraintSpec {
     /// JSON that conforms to this JSON schema, given as text.
     JsonSchema(String),
+    /// As far as a grammar can enforce it, JSON that conforms to this JSON schema. What [`Constraint::left_out`] names is left to
+    /// the caller, who judges the whole text and asks again where it does not conform.
+    LooseJsonSchema(String),
     /// Any JSON value.
     AnyJson,
     /// Text that this regular expression (syntax of Rust's `regex`) matches from its beginning to its end.
     Regex(String),
     /// Text of this grammar, in llguidance's variant of Lark's syntax; the rule `start` is the whole text.
     Lark(String),
+}
+
+/// An instance of a JSON schema.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Instance {
+    /// It, as JSON.
+    pub text: String,
+    /// What is like it: the same properties, items and choices, with other texts and numbers.
+    pub shape: ConstraintSpec,
 }
 
 /// Why text cannot be constrained.

@@ -6,6 +6,7 @@
 
 use std::collections::HashMap;
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use llguidance::api::TopLevelGrammar;
 use llguidance::toktrie::{ApproximateTokEnv, InferenceCapabilities, TokEnv, TokRxInfo, TokTrie};
@@ -65,11 +66,17 @@ impl Follower {
         self.matcher.consume_tokens(&tokens).is_ok()
     }
 
-    /// The shortest end that was found, if possible one that `fits`; at most `most` bytes.
-    pub(super) fn end(&self, most: usize, fits: impl Fn(&[u8]) -> bool) -> Option<Vec<u8>> {
+    /// The shortest end that was found within `time`, if possible one that `fits`; at most `most` bytes.
+    pub(super) fn end(
+        &self,
+        most: usize,
+        time: Duration,
+        fits: impl Fn(&[u8]) -> bool,
+    ) -> Option<Vec<u8>> {
+        let until = Instant::now() + time;
         let mut best: Option<Vec<u8>> = None;
         for width in WIDTHS {
-            let Some(end) = self.search(width, most) else {
+            let Some(end) = self.search(width, most, until) else {
                 continue;
             };
             let is_done = fits(&end);
@@ -83,11 +90,14 @@ impl Follower {
         best
     }
 
-    fn search(&self, width: usize, most: usize) -> Option<Vec<u8>> {
+    fn search(&self, width: usize, most: usize, until: Instant) -> Option<Vec<u8>> {
         let mut kinds = Kinds::default();
         let mut beam = vec![Branch::new(self.matcher.clone(), self.place)];
         while !beam.is_empty() {
             let mut grown: Vec<Branch> = Vec::new();
+            if Instant::now() > until {
+                return None;
+            }
             for branch in &mut beam {
                 if branch.matcher.is_accepting().unwrap_or(false) {
                     return Some(std::mem::take(&mut branch.bytes));

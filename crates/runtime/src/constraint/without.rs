@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use super::{ConstraintError, ConstraintSpec};
+use super::{ConstraintError, ConstraintSpec, Instance};
 use crate::sample::TokenMask;
 use crate::tokenizer::Tokenizer;
 
@@ -26,6 +26,15 @@ impl ConstraintFactory {
     pub fn build(&self, _: &ConstraintSpec) -> Result<Constraint, ConstraintError> {
         match *self {}
     }
+
+    /// Cannot be called.
+    pub fn instance(
+        &self,
+        _: &str,
+        _: &mut (dyn FnMut(&serde_json::Value) -> bool + Send),
+    ) -> Option<Instance> {
+        match *self {}
+    }
 }
 
 /// Cannot be made in a build without the feature `constraint`.
@@ -33,6 +42,11 @@ impl ConstraintFactory {
 pub enum Constraint {}
 
 impl Constraint {
+    /// Cannot be called.
+    pub fn left_out(&self) -> &[&'static str] {
+        match *self {}
+    }
+
     /// Cannot be called.
     pub fn must_stop(&self) -> bool {
         match *self {}

@@ -74,6 +74,8 @@ pub enum Stopped {
     By(StopReason),
     /// The deadline passed.
     Deadline,
+    /// The model's own answers did not conform to a schema; this is an instance of it that was made without the model.
+    Made,
 }
 
 impl Stopped {
@@ -82,15 +84,15 @@ impl Stopped {
         match self {
             Stopped::By(reason) => reason.name(),
             Stopped::Deadline => "deadline",
+            Stopped::Made => "made",
         }
     }
 
     /// Whether something cut the answer off.
     pub fn is_cut(self) -> bool {
         match self {
-            Stopped::By(StopReason::EndOfTurn | StopReason::StopText | StopReason::Complete) => {
-                false
-            }
+            Stopped::By(StopReason::EndOfTurn | StopReason::StopText | StopReason::Complete)
+            | Stopped::Made => false,
             Stopped::By(_) | Stopped::Deadline => true,
         }
     }

@@ -50,6 +50,7 @@ pub(crate) async fn handle(
         manner,
     );
     body.options.unwrap_or_default().apply(&mut ask)?;
+    ask.streams = body.stream.unwrap_or(true);
     ask.constraint = constraint(body.format.as_ref())?;
     ask.tools = Tool::list(body.tools.as_deref().unwrap_or_default())?;
     let mut running = block(move || ask.start(&app)).await?;

@@ -76,6 +76,7 @@ pub(crate) async fn handle(
     };
     let mut ask = Ask::new(body.model, vec![prompt], manner);
     body.options.unwrap_or_default().apply(&mut ask)?;
+    ask.streams = body.stream.unwrap_or(true);
     ask.constraint = constraint(body.format.as_ref())?;
     let mut running = block(move || ask.start(&app)).await?;
     let lines = lines(running.receipt.model.clone());

@@ -59,6 +59,7 @@ pub(crate) async fn handle(
     ask.remote = Some(body.sampling.remote());
     ask.max_tokens = body.max_completion_tokens.or(body.max_tokens);
     ask.stop = Texts::stops(body.stop)?;
+    ask.streams = body.stream.unwrap_or(false);
     ask.constraint = super::constraint_of("response_format", body.response_format.as_ref())?;
     ask.tools = Tool::list(body.tools.as_deref().unwrap_or_default())?;
     ask.tool_choice = ToolChoice::read(body.tool_choice.as_ref(), &ask.tools)?;

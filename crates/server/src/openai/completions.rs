@@ -104,6 +104,7 @@ pub(crate) async fn handle(
         .options(super::top_logprobs(body.logprobs.is_some(), body.logprobs)?)?;
     ask.max_tokens = Some(body.max_tokens.unwrap_or(USUAL_TOKENS));
     ask.stop = Texts::stops(body.stop)?;
+    ask.streams = body.stream.unwrap_or(false);
     ask.constraint = super::constraint_of("response_format", body.response_format.as_ref())?;
     let mut running = block(move || ask.start(&app)).await?;
     let mut form = Form {

@@ -61,6 +61,7 @@ pub(crate) async fn handle(
     ask.sampling = body.sampling.options(0)?;
     ask.remote = Some(body.sampling.remote());
     ask.max_tokens = body.max_output_tokens;
+    ask.streams = body.stream.unwrap_or(false);
     ask.constraint = super::constraint_of(
         "text.format",
         body.text.as_ref().map(|text| &text["format"]),

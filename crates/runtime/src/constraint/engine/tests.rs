@@ -34,13 +34,13 @@ fn tokenizer() -> Arc<Tokenizer> {
     Arc::new(Tokenizer::from_gguf(&file.metadata, &Limits::default()).unwrap())
 }
 
-struct Fixture {
-    tokenizer: Arc<Tokenizer>,
-    factory: ConstraintFactory,
+pub(super) struct Fixture {
+    pub(super) tokenizer: Arc<Tokenizer>,
+    pub(super) factory: ConstraintFactory,
 }
 
 impl Fixture {
-    fn new() -> Self {
+    pub(super) fn new() -> Self {
         let tokenizer = tokenizer();
         let factory = ConstraintFactory::new(&tokenizer).unwrap();
         Fixture { tokenizer, factory }
