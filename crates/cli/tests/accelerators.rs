@@ -406,6 +406,115 @@ fn what_is_missing_or_damaged_has_a_typed_reason() {
     }
 }
 
+/// A library of the right shape and of another time: as ONNX Runtime 1.10 answers.
+#[test]
+fn a_library_that_is_too_old_says_so() {
+    let scratch = tempfile::tempdir().expect("a directory");
+    let (source, library) = (
+        scratch.path().join("old.c"),
+        scratch.path().join("libonnxruntime.so"),
+    );
+    let text = "#include <stdint.h>\n\
+        static const void *api(uint32_t version) { return version > 10 ? 0 : \"\"; }\n\
+        static const char *version(void) { return \"1.10.0\"; }\n\
+        static const struct { const void *(*api)(uint32_t); const char *(*version)(void); } base = { api, version };\n\
+        const void *OrtGetApiBase(void) { return &base; }\n";
+    std::fs::write(&source, text).expect("written");
+    let mut compiler = Command::new("cc");
+    compiler.args(["-shared", "-fPIC", "-o"]).arg(&library);
+    if !compiler
+        .arg(&source)
+        .status()
+        .is_ok_and(|status| status.success())
+    {
+        let _ = writeln!(std::io::stderr(), "skipped: `cc` makes no library here");
+        return;
+    }
+    let model = tiny(scratch.path(), "llama");
+    let arguments = ["run", "-m", &model, "a", "--raw", "-n", "2", "--backend"];
+    let old = |backend: &str| {
+        let mut command = bare(scratch.path(), &[&arguments[..], &[backend]].concat());
+        command.env("ONDINE_ORT_LIB", &library);
+        command
+    };
+    let said = fail(old("onnx:cpu"));
+    assert!(said.contains("DriverTooOld"), "{said}");
+    assert!(said.contains("1.10.0"), "{said}");
+    // A library of something else, and one that lacks what was added later.
+    let with_openvino = |library: &Path| {
+        let words = [&arguments[..], &["openvino:CPU"]].concat();
+        let mut command = bare(scratch.path(), &words);
+        command.env("ONDINE_OPENVINO_LIB", library);
+        fail(command)
+    };
+    let said = with_openvino(&library);
+    assert!(said.contains("NotPresent"), "{said}");
+    let old = scratch.path().join("libopenvino_c.so");
+    std::fs::write(&old, b"\x7fELF\0ov_core_create\0ov_core_free\0").expect("written");
+    let said = with_openvino(&old);
+    assert!(said.contains("DriverTooOld"), "{said}");
+}
+
+/// Weights pass through memory matrix by matrix: as floats those of this model would need a gigabyte.
+#[test]
+fn an_export_needs_little_memory() {
+    let scratch = tempfile::tempdir().expect("a directory");
+    let Some(path) = real_model("gemma-3-270m") else {
+        return;
+    };
+    let model = path.display().to_string();
+    for format in ["onnx", "openvino"] {
+        let out = scratch.path().join(format).display().to_string();
+        let arguments = [
+            "export", format, "-m", &model, &out, "--ctx", "512", "--json",
+        ];
+        let said = succeed(bare(scratch.path(), &arguments));
+        let report: Value = serde_json::from_str(&said).expect("JSON");
+        let bytes = report["weights_bytes"].as_u64().expect("a number");
+        let Some(peak) = report["peak_rss_bytes"].as_u64() else {
+            continue;
+        };
+        println!("{format}: {bytes} bytes of weights, peak {peak}");
+        assert!(bytes > 200 << 20, "{bytes}");
+        assert!(peak < 320 << 20, "{format}: {peak}");
+    }
+}
+
+/// A real model through 2 MiB of on-chip memory, by the command.
+#[test]
+fn a_simulated_device_answers_within_its_memory() {
+    let scratch = tempfile::tempdir().expect("a directory");
+    let Some(path) = real_model("smollm2-135m-instruct") else {
+        return;
+    };
+    let model = path.display().to_string();
+    let arguments = [
+        "run",
+        "-m",
+        &model,
+        "What is gravity?",
+        "--temp",
+        "0",
+        "-n",
+        "8",
+        "--ctx",
+        "128",
+        "--backend",
+        "sim:intel-npu-4000,dtype=w8a16,sram=2MiB",
+        "--json",
+    ];
+    let command = bare(scratch.path(), &arguments);
+    let answer: Value = serde_json::from_str(&succeed(command)).expect("JSON");
+    let text = answer["text"].as_str().expect("a text");
+    assert!(text.contains("fundamental"), "{text}");
+    let simulation = &answer["simulations"][0];
+    assert_eq!(simulation["sram_bytes"], 2 << 20, "{simulation}");
+    let high = simulation["high_water_bytes"].as_u64().expect("a number");
+    assert!((1..=2 << 20).contains(&high), "{simulation}");
+    let gain = simulation["double_buffering"].as_f64().expect("a number");
+    assert!(gain >= 1.0, "{simulation}");
+}
+
 #[test]
 fn devices_say_why_they_are_not_used() {
     let scratch = tempfile::tempdir().expect("a directory");

@@ -9,6 +9,7 @@ use std::sync::Arc;
 use ondine_fixtures::{ARCHITECTURES, Tiny};
 use ondine_kernels::TensorType;
 use ondine_npu::choose::{Settings, named};
+use ondine_npu::sim::SimBackend;
 use ondine_runtime::backend::cpu::CpuBackend;
 use ondine_runtime::backend::{
     Backend, BackendError, Decoder, LoadOptions, Run, Scores, Select, SequenceId, Wanted,
@@ -93,6 +94,24 @@ fn openvino() {
             },
             &[Exception::NoState],
         );
+    }
+}
+
+/// The simulator, through 2 MiB of on-chip memory. Its devices keep weights in 8 bits with one scale per row, where the
+/// model has one per 32 columns, and activations in 16 bits or, on the RK3588, in 8 with one scale per token.
+#[test]
+fn sim() {
+    for device in [
+        "intel-npu-4000,dtype=w8a16,sram=2MiB",
+        "rk3588,dtype=w8a8,sram=2MiB",
+        "xdna2,dtype=w8a16,sram=2MiB",
+    ] {
+        let backend = SimBackend::parse(device).expect("a device");
+        let make = |_| -> Arc<dyn Backend> { Arc::new(backend.clone()) };
+        run(&dense(), TensorType::Q8_0, make, &[]);
+        let statistics = backend.statistics();
+        assert!(statistics.high_water_bytes > 0);
+        assert!(statistics.high_water_bytes <= 2 << 20, "{statistics:?}");
     }
 }
 

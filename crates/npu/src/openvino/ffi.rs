@@ -1,7 +1,10 @@
 //! OpenVINO's C interface behind types that cannot be misused: everything unsafe about it is here.
 #![allow(unsafe_code)]
 
+use std::collections::HashSet;
 use std::ffi::{CStr, CString};
+use std::fs::File;
+use std::io::Read;
 use std::path::Path;
 use std::ptr::null_mut;
 use std::sync::Arc;
@@ -14,9 +17,56 @@ pub(super) struct CallError(pub(super) String);
 
 type Result<T> = std::result::Result<T, CallError>;
 
+/// The calls made here, and those that `sys` makes to learn the version.
+const CALLS: [&str; 24] = [
+    "ov_available_devices_free",
+    "ov_compiled_model_create_infer_request",
+    "ov_compiled_model_free",
+    "ov_core_compile_model_props",
+    "ov_core_create",
+    "ov_core_free",
+    "ov_core_get_available_devices",
+    "ov_core_read_model",
+    "ov_get_last_err_msg",
+    "ov_get_openvino_version",
+    "ov_infer_request_free",
+    "ov_infer_request_get_tensor",
+    "ov_infer_request_infer",
+    "ov_infer_request_set_tensor",
+    "ov_model_free",
+    "ov_shape_create",
+    "ov_shape_free",
+    "ov_tensor_create",
+    "ov_tensor_data",
+    "ov_tensor_free",
+    "ov_tensor_get_byte_size",
+    "ov_tensor_get_element_type",
+    "ov_tensor_get_size",
+    "ov_version_free",
+];
+
+/// Bytes of the library that are searched for names; OpenVINO's has half a megabyte.
+const LONGEST_LIBRARY: u64 = 64 << 20;
+
 /// Loads the library; later calls change nothing.
 pub(super) fn load(path: &Path) -> Result<()> {
-    sys::library::load_from(path).map_err(CallError)
+    // `sys` panics at a call that the library lacks: its names are looked for first, before any of its code runs.
+    let mut bytes = Vec::new();
+    File::open(path)
+        .and_then(|file| file.take(LONGEST_LIBRARY).read_to_end(&mut bytes))
+        .map_err(|error| CallError(error.to_string()))?;
+    let names: HashSet<&[u8]> = bytes.split(|&byte| byte == 0).collect();
+    let missing = |name: &&&str| !names.contains(name.as_bytes());
+    let lacking: Vec<_> = CALLS.iter().filter(missing).collect();
+    match lacking.first() {
+        None => sys::library::load_from(path).map_err(CallError),
+        Some(_) if lacking.len() == CALLS.len() => {
+            Err(CallError("is no library of OpenVINO".into()))
+        }
+        Some(name) => Err(CallError(format!(
+            "is too old: it has no `{name}`; update OpenVINO to 2025.1 or later"
+        ))),
+    }
 }
 
 /// The runtime: what finds devices and compiles models.

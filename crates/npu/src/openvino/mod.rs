@@ -300,7 +300,9 @@ fn load_library() -> Result<PathBuf, Unavailable> {
         .get_or_init(|| {
             let path = LIBRARY.find()?;
             ffi::load(&path).map_err(|error| match error.0.contains("too old") {
-                true => Unavailable::DriverTooOld(short(&error.0)),
+                true => {
+                    Unavailable::DriverTooOld(format!("{}: {}", path.display(), short(&error.0)))
+                }
                 false => {
                     Unavailable::NotPresent(format!("{}: {}", path.display(), short(&error.0)))
                 }

@@ -368,6 +368,16 @@ mod tests {
                 "dram_gbs = { value = 1e300",
                 "which no device has",
             ),
+            (
+                "dram_gbs = { value = 34",
+                "dram_gbs = { value = 0 * 34",
+                "line",
+            ),
+            (
+                "dram_gbs = { value = 34",
+                "dram_gbs = { value = 0.0, source = \"x\" } #",
+                "`dram_gbs` is 0",
+            ),
             ("dma_overlaps = true", "dma_overlaps = 3", "line"),
             ("dma_overlaps = true", "dma_overlaps = true\nfoo = 1", "foo"),
             ("weight_bits = 8", "weight_bits = 7", "has 7 bits"),
