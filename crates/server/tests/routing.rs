@@ -3,6 +3,8 @@
 #[path = "support/provider.rs"]
 mod provider;
 mod support;
+#[path = "support/tls.rs"]
+mod tls;
 
 use std::net::SocketAddr;
 use std::time::{Duration, Instant};
@@ -410,4 +412,38 @@ fn a_deadline_ends_what_the_provider_drags_out_and_a_pinned_task_fails_without_i
     );
     assert_eq!(private.status, 403, "{private:?}");
     assert_eq!(refusing.count(), 1);
+}
+
+#[test]
+fn an_encrypted_provider_is_asked_only_where_its_certificate_is_vouched_for() {
+    let provider = Provider::new(|_, _| Act::Answer(words(STORY)));
+    let known = tls::Certificate::new("localhost");
+    let stranger = tls::Certificate::new("localhost");
+    let misnamed = tls::Certificate::new("elsewhere.example");
+    for (shown, trusted, is_asked) in [
+        (&known, &known, true),
+        (&stranger, &known, false),
+        (&misnamed, &misnamed, false),
+    ] {
+        let before = provider.count();
+        let front = tls::front(shown, provider.address);
+        let text = format!(
+            "version = 1\nname = \"test\"\ndefault = \"local_only\"\nquality_target = 1.0\n\
+            [[providers]]\nname = \"far\"\nendpoint = \"https://localhost:{}/v1\"\nmodel = \"tiny\"\nregion = \"here\"\n\
+            key_env = \"KEY\"\noutput_price = 1.0\n",
+            front.port()
+        );
+        let server = routed_with(
+            Policy::parse(&text).expect("a policy"),
+            HybridOptions {
+                authorities: vec![trusted.der.clone()],
+                ..HybridOptions::default()
+            },
+        );
+        let (text, receipt, _) = streamed(&server, &ask("", true));
+        assert!(!text.is_empty());
+        let place = if is_asked { "far" } else { "device" };
+        assert_eq!(receipt["place"], place, "{receipt}");
+        assert_eq!(provider.count() - before, usize::from(is_asked));
+    }
 }

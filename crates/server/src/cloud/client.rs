@@ -19,7 +19,7 @@ use tokio::net::TcpStream;
 use tokio::time::timeout;
 use tokio_rustls::TlsConnector;
 use tokio_rustls::rustls::pki_types::ServerName;
-use tokio_rustls::rustls::{ClientConfig, crypto::ring};
+use tokio_rustls::rustls::{ClientConfig, RootCertStore, crypto::ring};
 
 use super::events::{Events, Said};
 use crate::engine::Stopped;
@@ -72,18 +72,31 @@ struct Route {
 }
 
 impl Client {
-    /// For the providers of a policy; their keys come from `variable`, the environment as a rule.
+    /// For the providers of a policy; their keys come from `variable`, the environment as a rule. Their certificates are vouched
+    /// for by `authorities` (X.509 in DER), or by those that the system trusts where there are none.
     pub(super) fn new(
         policy: &Policy,
         variable: &dyn Fn(&str) -> Option<String>,
+        authorities: &[Vec<u8>],
     ) -> Result<Self, CloudError> {
         let failed = |error: &dyn std::fmt::Display| CloudError::Encryption(error.to_string());
         let config = ClientConfig::builder_with_provider(Arc::new(ring::default_provider()))
             .with_safe_default_protocol_versions()
-            .map_err(|error| failed(&error))?
-            .with_platform_verifier()
-            .map_err(|error| failed(&error))?
-            .with_no_client_auth();
+            .map_err(|error| failed(&error))?;
+        let config = match authorities.is_empty() {
+            true => config
+                .with_platform_verifier()
+                .map_err(|error| failed(&error))?,
+            false => {
+                let mut roots = RootCertStore::empty();
+                for certificate in authorities {
+                    let added = roots.add(certificate.clone().into());
+                    added.map_err(|error| failed(&error))?;
+                }
+                config.with_root_certificates(roots)
+            }
+        };
+        let config = config.with_no_client_auth();
         let routes = policy.providers().iter().map(|provider| {
             let route = Route::new(provider, variable)?;
             Ok((provider.name.clone(), route))

@@ -48,6 +48,8 @@ pub struct HybridOptions {
     pub health: HealthOptions,
     /// Mean log-probability of the device's last tokens below which a provider takes over, if the policy lets it; none never.
     pub unsure_below: Option<f32>,
+    /// Certificates (X.509 in DER) of those who vouch for providers; the system's where there are none.
+    pub authorities: Vec<Vec<u8>>,
 }
 
 /// Decides by a policy, and asks its providers.
@@ -90,7 +92,7 @@ impl Hybrid {
     ) -> Result<Self, CloudError> {
         let parts = |error: &dyn std::fmt::Display| CloudError::Parts(error.to_string());
         let capability = CapabilityModel::shipped().map_err(|error| parts(&error))?;
-        let client = Arc::new(Client::new(&policy, keys)?);
+        let client = Arc::new(Client::new(&policy, keys, &options.authorities)?);
         let seed = ondine_runtime::sample::SamplingOptions::random_seed();
         Ok(Hybrid {
             shared: Arc::new(Shared {
