@@ -70,11 +70,31 @@ pub struct Rate {
     pub max: f64,
 }
 
+impl Rate {
+    /// The median and the range of some rates; zeros of none.
+    pub fn of(mut rates: Vec<f64>) -> Rate {
+        rates.sort_by(f64::total_cmp);
+        let middle = rates.len() / 2;
+        let median = match rates.len() {
+            0 => 0.0,
+            length if length % 2 == 0 => (rates[middle - 1] + rates[middle]) / 2.0,
+            _ => rates[middle],
+        };
+        Rate {
+            median,
+            min: rates.first().copied().unwrap_or(0.0),
+            max: rates.last().copied().unwrap_or(0.0),
+        }
+    }
+}
+
 /// What was measured of one test.
-#[derive(Debug, Clone, Copy, PartialEq)]
+#[derive(Debug, Clone, PartialEq)]
 pub struct Measured {
     /// Tokens of all sequences per second, with the machine as it is.
     pub rate: Rate,
+    /// The same of each round, in order.
+    pub rounds: Vec<f64>,
     /// The same beside the neighbours that were asked for.
     pub beside: Option<Rate>,
 }
@@ -123,7 +143,7 @@ impl<'d> Bench<'d> {
 
     /// Runs each test once per round, all tests in turn, so that a slow moment of the machine does not
     /// fall on one of them; the first round warms up and is not counted. `progress` hears (tests
-    /// done, tests in all) while nothing runs.
+    /// done, tests in all) while nothing runs, after each test.
     ///
     /// # Errors
     /// See [`BackendError`].
@@ -150,12 +170,15 @@ impl<'d> Bench<'d> {
         }
         let beside = beside
             .into_iter()
-            .map(|rates| (!rates.is_empty()).then(|| summary(rates)));
+            .map(|rates| (!rates.is_empty()).then(|| Rate::of(rates)));
         Ok(alone
             .into_iter()
-            .map(summary)
             .zip(beside)
-            .map(|(rate, beside)| Measured { rate, beside })
+            .map(|(rounds, beside)| Measured {
+                rate: Rate::of(rounds.clone()),
+                rounds,
+                beside,
+            })
             .collect())
     }
 
@@ -217,7 +240,6 @@ impl<'d> Bench<'d> {
         result
     }
 
-    /// Pseudo-random token ids (xorshift64).
     /// `count` tokens of the text from place `first` on.
     fn tokens(&self, first: usize, count: usize) -> Vec<u32> {
         let text = self.text.iter().cycle().skip(first % self.text.len());
@@ -267,21 +289,6 @@ impl Drop for Neighbours {
     }
 }
 
-fn summary(mut rates: Vec<f64>) -> Rate {
-    rates.sort_by(f64::total_cmp);
-    let middle = rates.len() / 2;
-    let median = match rates.len() {
-        0 => 0.0,
-        length if length % 2 == 0 => (rates[middle - 1] + rates[middle]) / 2.0,
-        _ => rates[middle],
-    };
-    Rate {
-        median,
-        min: rates.first().copied().unwrap_or(0.0),
-        max: rates.last().copied().unwrap_or(0.0),
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -309,7 +316,7 @@ mod tests {
 
     #[test]
     fn the_median_of_an_even_number_lies_between_the_middle_two() {
-        let rate = summary(vec![4.0, 1.0, 2.0, 10.0]);
+        let rate = Rate::of(vec![4.0, 1.0, 2.0, 10.0]);
         assert_eq!((rate.median, rate.min, rate.max), (3.0, 1.0, 10.0));
     }
 }

@@ -111,11 +111,13 @@ pub fn run(args: &Args, output: &mut Output) -> Result<(), CliError> {
         },
     );
     let mut bench = Bench::new(decoder.as_mut(), &text).with_all_scores(args.all_scores);
+    // Right before and after each test: on shared machines the bandwidth changes from one moment to the next.
+    let mut bandwidths = vec![limits.read_bytes_per_second];
     let rates = bench.run(&tests, rounds, |done, all| {
         bar.set(done, all, "");
-        if done % tests.len() == 0 {
-            limits = limits.best_of(&MachineLimits::measure(&pool));
-        }
+        let now = MachineLimits::measure(&pool);
+        bandwidths.push(now.read_bytes_per_second);
+        limits = limits.best_of(&now);
     });
     bar.finish();
     let rates = rates.map_err(|error| CliError::Failed(error.to_string()))?;
@@ -126,8 +128,16 @@ pub fn run(args: &Args, output: &mut Output) -> Result<(), CliError> {
         memory.read_per_token.saturating_sub(head.bytes) + head.bytes_per_row().round() as u64;
     let rows: Vec<Row> = tests
         .iter()
-        .zip(&rates)
-        .map(|(&test, &measured)| Row::new(test, measured, &memory, &limits))
+        .zip(rates)
+        .enumerate()
+        .map(|(index, (&test, measured))| {
+            // The first round warms up.
+            let at = (1..).map(|round| round * tests.len() + index);
+            let around: Vec<f64> = at
+                .map_while(|at| Some(bandwidths.get(at)?.max(*bandwidths.get(at + 1)?)))
+                .collect();
+            Row::new(test, measured, &memory, &around)
+        })
         .collect();
     if output.is_json() {
         return output.json(&json!({
@@ -216,7 +226,8 @@ struct Row {
 }
 
 impl Row {
-    fn new(test: Test, measured: Measured, memory: &MemoryReport, limits: &MachineLimits) -> Self {
+    /// `bandwidths`: what the machine read per second around each round.
+    fn new(test: Test, measured: Measured, memory: &MemoryReport, bandwidths: &[f64]) -> Self {
         let bytes_per_step = match test {
             Test::Prefill { .. } => None,
             Test::Decode { tokens, depth, .. } => {
@@ -224,13 +235,15 @@ impl Row {
                 Some(memory.read_per_token + memory.kv_per_position * positions as u64)
             }
         };
-        let steps_per_second = measured.rate.median / test.batch() as f64;
+        let batch = test.batch() as f64;
+        let rounds = measured.rounds.iter().zip(bandwidths);
+        let shares_per_byte = rounds.map(|(rate, bandwidth)| rate / batch / bandwidth);
+        let share_per_byte = Rate::of(shares_per_byte.collect()).median;
         Row {
             test,
             measured,
             bytes_per_step,
-            share_of_bandwidth: bytes_per_step
-                .map(|bytes| bytes as f64 * steps_per_second / limits.read_bytes_per_second),
+            share_of_bandwidth: bytes_per_step.map(|bytes| bytes as f64 * share_per_byte),
         }
     }
 

@@ -320,10 +320,11 @@ impl WideKernel for Join<'_> {
     type Output = ();
 
     #[inline(always)]
-    fn run<W: Wide>(self, w: W) {
+    fn run<W: Wide>(mut self, w: W) {
         let dims = self.out.len() / self.rows.len();
         let state = self.vectors - 1;
-        for (row, out) in self.rows.zip(self.out.chunks_exact_mut(dims)) {
+        let (rows, out) = (self.rows.clone(), std::mem::take(&mut self.out));
+        for (row, out) in rows.zip(out.chunks_exact_mut(dims)) {
             let at = row * self.vectors;
             let mut largest = UNSEEN;
             for part in self.parts {
@@ -336,16 +337,36 @@ impl WideKernel for Join<'_> {
                 total = w.mul_add(weight, w.splat(part_total), total);
             }
             let factor = w.div(w.splat(1.0), total);
-            for (vector, out) in out.chunks_mut(WIDE).enumerate() {
-                let mut sum = w.splat(0.0);
-                for part in self.parts {
-                    let weight = exp2(w, w.splat(part[at + state].0[0] - largest));
-                    sum = w.mul_add(weight, w.load(&part[at + vector].0), sum);
-                }
+            // Whole vectors are written as such: a copy of unknown length is a call.
+            let (whole, rest) = out.as_chunks_mut::<WIDE>();
+            for (vector, out) in whole.iter_mut().enumerate() {
+                w.store(w.mul(self.sum(w, at, vector, largest), factor), out);
+            }
+            if !rest.is_empty() {
                 let mut block = Vector::ZERO;
-                w.store(w.mul(sum, factor), &mut block.0);
-                out.copy_from_slice(&block.0[..out.len()]);
+                w.store(
+                    w.mul(self.sum(w, at, whole.len(), largest), factor),
+                    &mut block.0,
+                );
+                rest.copy_from_slice(&block.0[..rest.len()]);
             }
         }
+    }
+}
+
+impl Join<'_> {
+    /// Vector `vector` of the row whose records begin at `at`: the parts' sums, weighted by their largest scores.
+    #[inline(always)]
+    fn sum<W: Wide>(&self, w: W, at: usize, vector: usize, largest: f32) -> W::Float {
+        let mut sum = w.splat(0.0);
+        if let [part] = self.parts {
+            // Its weight is 1.
+            return w.add(w.load(&part[at + vector].0), sum);
+        }
+        for part in self.parts {
+            let weight = exp2(w, w.splat(part[at + self.vectors - 1].0[0] - largest));
+            sum = w.mul_add(weight, w.load(&part[at + vector].0), sum);
+        }
+        sum
     }
 }
