@@ -1,5 +1,6 @@
 //! No personal data reaches the other side: every recorded case, in every spelling, on every path that a request can take.
 
+use base64::prelude::{BASE64_STANDARD, Engine as _};
 use ondine_hybrid::egress::{Cleared, Conversation, Egress, Gate, Kept, Message, Transport};
 use ondine_hybrid::policy::Policy;
 use serde::Deserialize;
@@ -87,33 +88,13 @@ fn spellings(text: &str) -> Vec<String> {
         html,
         wide,
         invisible,
-        base64(text.as_bytes()),
+        BASE64_STANDARD.encode(text),
         hex(text),
     ]
 }
 
 fn hex(text: &str) -> String {
     text.bytes().map(|b| format!("{b:02x}")).collect()
-}
-
-fn base64(bytes: &[u8]) -> String {
-    const ALPHABET: &[u8; 64] = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/";
-    let mut out = String::new();
-    for group in bytes.chunks(3) {
-        let bits = group
-            .iter()
-            .fold(0_u32, |bits, b| bits << 8 | u32::from(*b))
-            << (8 * (3 - group.len()));
-        for place in 0..4 {
-            let letter = ALPHABET[(bits >> (18 - 6 * place) & 63) as usize];
-            out.push(if place <= group.len() {
-                char::from(letter)
-            } else {
-                '='
-            });
-        }
-    }
-    out
 }
 
 #[test]

@@ -1,5 +1,6 @@
 //! A world in which each path of a request is taken on purpose, and what arrives at providers is kept.
 
+use base64::prelude::{BASE64_STANDARD, Engine as _};
 use ondine_hybrid::cloud::{
     Event, Fault, Health, HealthOptions, Line, Output, Request, World, conduct,
 };
@@ -348,27 +349,7 @@ fn spellings(text: &str) -> Vec<String> {
         html,
         text.chars().map(wide).collect(),
         invisible,
-        base64(text.as_bytes()),
+        BASE64_STANDARD.encode(text),
         hexadecimal,
     ]
-}
-
-fn base64(bytes: &[u8]) -> String {
-    const ALPHABET: &[u8; 64] = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/";
-    let mut out = String::new();
-    for group in bytes.chunks(3) {
-        let bits = group
-            .iter()
-            .fold(0_u32, |bits, b| bits << 8 | u32::from(*b))
-            << (8 * (3 - group.len()));
-        for place in 0..4 {
-            let letter = ALPHABET[(bits >> (18 - 6 * place) & 63) as usize];
-            out.push(if place <= group.len() {
-                char::from(letter)
-            } else {
-                '='
-            });
-        }
-    }
-    out
 }
