@@ -172,11 +172,7 @@ fn assumed(policy: &Policy) -> Vec<Candidate> {
     let device = Candidate {
         name: "device".into(),
         local: true,
-        latency: LatencyProfile {
-            start_ms: 20.0,
-            prompt_ms_per_token: 2.0,
-            answer_ms_per_token: 20.0,
-        },
+        latency: LatencyProfile::ASSUMED_DEVICE,
         tier: Tier::Weak,
         calibration: Calibration::default(),
         context_tokens: 8192,
@@ -189,11 +185,7 @@ fn assumed(policy: &Policy) -> Vec<Candidate> {
         breaker_open: false,
         load: 1.0,
     };
-    let hosted = LatencyProfile {
-        start_ms: 600.0,
-        prompt_ms_per_token: 0.1,
-        answer_ms_per_token: 15.0,
-    };
+    let hosted = LatencyProfile::ASSUMED_PROVIDER;
     let providers = policy
         .providers()
         .iter()

@@ -55,6 +55,19 @@ pub struct LatencyProfile {
 }
 
 impl LatencyProfile {
+    /// Assumed of the device before anything was measured.
+    pub const ASSUMED_DEVICE: Self = Self {
+        start_ms: 20.0,
+        prompt_ms_per_token: 2.0,
+        answer_ms_per_token: 20.0,
+    };
+    /// Assumed of a provider before anything was measured.
+    pub const ASSUMED_PROVIDER: Self = Self {
+        start_ms: 600.0,
+        prompt_ms_per_token: 0.1,
+        answer_ms_per_token: 15.0,
+    };
+
     /// The time of a whole answer, in milliseconds. `load` is how many requests share the place, at least 1.
     pub fn answer_ms(&self, prompt_tokens: u32, answer_tokens: u32, load: f32) -> f32 {
         let work = self.prompt_ms_per_token * prompt_tokens as f32

@@ -35,12 +35,6 @@ use crate::placement::{Decision, Place, Placed, Placement, Question};
 /// Requests that are conducted at the same time at most; each has a thread that mostly waits.
 const MOST_CONDUCTED: usize = 256;
 
-/// Times assumed before anything was measured, in milliseconds.
-const ASSUMED_START: f32 = 600.0;
-const ASSUMED_CLOUD_TOKEN: f32 = 15.0;
-const ASSUMED_PROMPT_TOKEN: f32 = 2.0;
-const ASSUMED_TOKEN: f32 = 20.0;
-
 /// How requests are routed.
 #[derive(Debug, Clone, Default)]
 pub struct HybridOptions {
@@ -257,9 +251,14 @@ impl Shared {
             name: Request::DEVICE.into(),
             local: true,
             latency: LatencyProfile {
+                // No network, and the queue is counted by the load.
                 start_ms: 5.0,
-                prompt_ms_per_token: question.prompt_token_ms.unwrap_or(ASSUMED_PROMPT_TOKEN),
-                answer_ms_per_token: question.token_ms.unwrap_or(ASSUMED_TOKEN),
+                prompt_ms_per_token: question
+                    .prompt_token_ms
+                    .unwrap_or(LatencyProfile::ASSUMED_DEVICE.prompt_ms_per_token),
+                answer_ms_per_token: question
+                    .token_ms
+                    .unwrap_or(LatencyProfile::ASSUMED_DEVICE.answer_ms_per_token),
             },
             tier: Tier::Weak,
             calibration: Calibration::default(),
@@ -279,12 +278,14 @@ impl Shared {
         let gaps = lock(&self.gaps);
         for provider in self.gate.policy().providers() {
             let gap = gaps.get(&provider.name).and_then(|gaps| gaps.quantile(0.9));
+            let assumed = LatencyProfile::ASSUMED_PROVIDER;
             let latency = LatencyProfile {
                 start_ms: health
                     .first_text_ms(&provider.name, 0.95)
-                    .unwrap_or(ASSUMED_START),
+                    .unwrap_or(assumed.start_ms),
+                // The time to the first text holds it.
                 prompt_ms_per_token: 0.0,
-                answer_ms_per_token: gap.unwrap_or(ASSUMED_CLOUD_TOKEN),
+                answer_ms_per_token: gap.unwrap_or(assumed.answer_ms_per_token),
             };
             candidates.push(Candidate {
                 breaker_open: health.breaker(&provider.name).is_open(now),
