@@ -45,7 +45,7 @@ const MAX_STRING: usize = 1 << 10;
 /// Space between the parts of JSON: unlimited space is where small models get lost.
 const JSON_SPACE: &str = r"[\x20\x0A\x0D\x09]{1,32}";
 
-/// Compiled grammars that are kept; a large one takes some 50 MB.
+/// Compiled grammars that are kept; a large one takes tens of MB.
 const KEPT: usize = 16;
 
 /// Tokens between the shortest end and the last moment to take it.
