@@ -2,14 +2,17 @@
 //!
 //! Where only the highest scores are wanted and the head is packed in the split form, a [`Screen`] finds them reading
 //! little more than half of it. The scores are those of the full product, bit by bit; where the screen's bound leaves
-//! too many rows, the full product is computed.
+//! too many rows, the full product is computed. Which of the two is quicker depends on how fast memory is: the screen
+//! reads less and computes more, so positions that come one by one take what was quicker of late.
 
 use std::io;
+use std::time::Instant;
 
 use ondine_kernels::{Activations, Best, Epilogue, PackedMatrix, Screen, matmul, ops};
 
 use super::Engine;
 use super::layer::normalise;
+use super::pace::Pace;
 use super::scratch::Scratch;
 use super::streaming::HeadSlab;
 use crate::backend::{HeadReport, Select};
@@ -31,6 +34,8 @@ pub(super) struct Head {
     /// Positions for which no screen is tried, and how many the last pause had.
     pause: u32,
     last_pause: u32,
+    /// Times of the screen and of the full product for one position.
+    pace: Pace,
 }
 
 /// The scores of one row.
@@ -66,7 +71,11 @@ impl Head {
         let wishes: Option<Vec<Best<'_>>> = selects.iter().map(|select| best(*select)).collect();
         self.report.rows += rows.len() as u64;
         self.report.bytes = engine.weights.output.packed.bytes() as u64;
-        if let Some(wishes) = wishes.filter(|_| self.may_screen(engine, rows.len())) {
+        let is_timed = wishes.is_some() && rows.len() == 1;
+        let started = Instant::now();
+        let wishes = wishes.filter(|_| self.may_screen(engine, rows.len()));
+        let is_screened = wishes.is_some();
+        if let Some(wishes) = wishes {
             let output = &engine.weights.output.packed;
             scratch.input.quantize(&context, &normed, rows.len(), width);
             let found = &mut |row: usize, found: Option<&[(u32, f32)]>| {
@@ -90,6 +99,9 @@ impl Head {
             }
             self.input.quantize(&context, &inputs, missing.len(), width);
             self.full(engine, missing.len(), scratch);
+        }
+        if is_timed {
+            self.pace.note(is_screened, started.elapsed().as_secs_f64());
         }
         scores.into_iter().flatten().collect()
     }
@@ -163,7 +175,7 @@ impl Head {
             self.pause = self.pause.saturating_sub(rows as u32);
             return false;
         }
-        can
+        can && (rows > 1 || self.pace.takes_first())
     }
 
     /// Keeps count of what screens decide.

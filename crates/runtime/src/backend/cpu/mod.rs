@@ -7,6 +7,7 @@ mod feed_forward;
 mod head;
 mod layer;
 mod loader;
+mod pace;
 mod scratch;
 mod streaming;
 mod weights;
