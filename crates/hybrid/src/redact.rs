@@ -63,18 +63,14 @@ impl RestoreMap {
 
     /// Whether a text ends within an original, so that the rest of it would follow.
     pub(crate) fn ends_within(&self, text: &str) -> bool {
-        let tail: Vec<char> = text
-            .chars()
-            .rev()
-            .take(256)
-            .flat_map(char::to_lowercase)
-            .collect();
-        self.originals.values().any(|original| {
-            let original: Vec<char> = original.chars().flat_map(char::to_lowercase).collect();
-            let longest = original.len().saturating_sub(1).min(tail.len());
-            (Self::BEGUN..=longest)
-                .any(|length| original[..length].iter().eq(tail[..length].iter().rev()))
-        })
+        let lowered = |original: &String| original.chars().flat_map(char::to_lowercase).collect();
+        let originals: Vec<Vec<char>> = self.originals.values().map(lowered).collect();
+        let longest = originals.iter().map(Vec::len).max().unwrap_or(0);
+        let backwards = text.chars().rev().take(longest);
+        let mut tail: Vec<char> = backwards.flat_map(|c| c.to_lowercase().rev()).collect();
+        tail.reverse();
+        let mut originals = originals.iter();
+        originals.any(|original| beginning_at_end(original, &tail) >= Self::BEGUN)
     }
 
     /// Placeholders and originals.
@@ -187,6 +183,33 @@ fn merged(findings: &[Finding]) -> Vec<(Range<usize>, String)> {
         .collect()
 }
 
+/// Length of the longest beginning of `word`, shorter than all of it, with which `text` ends; in linear time (Knuth, Morris and
+/// Pratt).
+fn beginning_at_end(word: &[char], text: &[char]) -> usize {
+    // Of each beginning of the word: the longest shorter one with which it ends.
+    let mut shorter = vec![0; word.len() + 1];
+    let mut matched = 0;
+    for length in 2..=word.len() {
+        while matched > 0 && word[matched] != word[length - 1] {
+            matched = shorter[matched];
+        }
+        matched += usize::from(word[matched] == word[length - 1]);
+        shorter[length] = matched;
+    }
+    let mut matched = 0;
+    for c in text {
+        while matched > 0 && word.get(matched) != Some(c) {
+            matched = shorter[matched];
+        }
+        matched += usize::from(word.get(matched) == Some(c));
+    }
+    if matched == word.len() {
+        shorter[matched]
+    } else {
+        matched
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -233,6 +256,29 @@ mod tests {
             }
             restored.push_str(&restorer.finish());
             prop_assert_eq!(restored, text);
+        }
+    }
+
+    #[test]
+    fn a_text_that_ends_within_a_long_original_is_known() {
+        let original: String = (0..200)
+            .map(|i| format!("&#{};", 97 + i * 7 % 26))
+            .collect();
+        let mut map = RestoreMap::default();
+        map.placeholder("CRYPTO", &original, "");
+        for length in [3, 255, 256, 257, original.len() - 1] {
+            assert!(map.ends_within(&format!("see {}", &original[..length])));
+        }
+        assert!(!map.ends_within(&format!("see {} there", &original[..257])));
+    }
+
+    proptest! {
+        #[test]
+        fn the_longest_beginning_is_found(word in "[ab]{0,12}", text in "[ab]{0,30}") {
+            let (word, text): (Vec<char>, Vec<char>) = (word.chars().collect(), text.chars().collect());
+            let ends = |length: &usize| text.ends_with(&word[..*length]);
+            let expected = (0..word.len().max(1)).rev().find(ends).unwrap_or(0);
+            prop_assert_eq!(beginning_at_end(&word, &text), expected);
         }
     }
 }
