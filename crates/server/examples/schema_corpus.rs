@@ -188,7 +188,8 @@ fn ask(address: &str, schema: &Value) -> Verdict {
             let what: String = error.to_string().chars().take(400).collect();
             Verdict::Wrong(format!(
                 "{} at {}: {what}",
-                error.schema_path, error.instance_path
+                error.schema_path(),
+                error.instance_path()
             ))
         }
     }
