@@ -2,8 +2,9 @@
 //!
 //! A grammar engine follows the text token by token and says which tokens may come next; sampling is masked with
 //! that. The end of the answer is among them only where the text is complete, so an answer that ends by itself is
-//! always valid. JSON schemas are rewritten in the keywords that the engine knows (`schema/`). Where it may not become longer, it is steered to a short valid end (`shortest.rs`); recursive schemas are
-//! unrolled to a bounded depth (`recursion.rs`), so that there always is one.
+//! always valid. JSON schemas are rewritten in the keywords that the engine knows (`schema/`). Where the text may not become
+//! longer, it is steered to a short valid end (`shortest.rs`); recursive schemas are unrolled to a bounded depth
+//! (`recursion.rs`), so that there always is one.
 //!
 //! Without the feature `constraint` the types are the same, but no constraint can be made.
 

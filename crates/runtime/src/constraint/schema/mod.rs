@@ -8,6 +8,7 @@ mod compare;
 mod document;
 mod instance;
 mod negate;
+mod parts;
 mod pattern;
 mod reduce;
 
